@@ -1,0 +1,5 @@
+//! Per-pod egress control for Kubernetes, enforced in the kernel.
+//!
+//! [`policy`] is the pure core: text and cluster state in, map entries and verdicts out. The other modules are thin: they
+//! read manifests, talk to the kernel, and report.
+pub mod policy;

@@ -1,0 +1,9 @@
+//! The pure core: no clock, no environment, no tokio, no kube, no aya.
+//!
+//! Data goes one way: [`document`] (text of a policy) and [`cluster`] (everything else that matters) make a
+//! [`cluster::Cluster`]; [`compile`] turns it into a [`compile::PolicySet`] for each pod; [`entries`] numbers the sets for
+//! the maps; [`diff`] says what to write. [`simulate`] looks a flow up as the kernel does, [`reference`] answers from the
+//! model by brute force and shares no code with any of them.
+pub mod cluster;
+pub mod flow;
+pub mod model;

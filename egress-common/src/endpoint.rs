@@ -1,0 +1,54 @@
+//! A pod on this node, as the kernel sees it.
+
+/// One governed or known pod: the value of the pods map, whose key is the pod's cgroup id. Replaced as a whole, so that a
+/// packet sees the old or the new one and nothing between.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Rises with each change to any endpoint of the node and never repeats, so that a verdict cached under another
+    /// revision, or by another pod that had the same slot, is not used. Never 0.
+    pub revision: u64,
+    /// The endpoint's place among revisions, counters and token buckets; 0 belongs to pods nobody knows.
+    pub slot: u32,
+    /// The policy set its packets are looked up in; 0 when not governed.
+    pub set: u32,
+    /// See [`flags`].
+    pub flags: u32,
+    /// The rule that stands for "denies by default" of the enforcing policies; [`crate::policy::NO_RULE`] if none does.
+    pub default_rule: u32,
+    /// The same for the audited policies.
+    pub audit_default_rule: u32,
+    /// The pod's IPv4 address, network byte order in memory; 0 when it has none.
+    pub address_v4: u32,
+    /// The pod's IPv6 address, network byte order in memory; all zero when it has none.
+    pub address_v6: [u32; 4],
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod flags {
+    /// Some policy governs the pod. Without it, its packets pass unseen.
+    pub const GOVERNED: u32 = 1;
+    /// The set has entries in the exact map.
+    pub const HAS_EXACT: u32 = 2;
+    /// The set has entries in the LPM map.
+    pub const HAS_PREFIXES: u32 = 4;
+    /// What no enforcing rule allows is denied.
+    pub const DEFAULT_DENY: u32 = 8;
+    /// What no rule allows would be denied if the audited policies were enforced.
+    pub const AUDIT_DEFAULT_DENY: u32 = 16;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    #[test]
+    fn layout_is_what_the_documentation_draws() {
+        assert_eq!(size_of::<Endpoint>(), 48);
+        assert_eq!(offset_of!(Endpoint, slot), 8);
+        assert_eq!(offset_of!(Endpoint, flags), 16);
+        assert_eq!(offset_of!(Endpoint, address_v4), 28);
+        assert_eq!(offset_of!(Endpoint, address_v6), 32);
+    }
+}
