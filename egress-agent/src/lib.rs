@@ -2,4 +2,5 @@
 //!
 //! [`policy`] is the pure core: text and cluster state in, map entries and verdicts out. The other modules are thin: they
 //! read manifests, talk to the kernel, and report.
+pub mod kernel;
 pub mod policy;

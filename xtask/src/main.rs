@@ -1,1 +1,56 @@
-fn main() {}
+//! Every task of this repository: `cargo xtask` lists them.
+
+mod apt;
+mod build;
+mod lint;
+mod process;
+mod summary;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Build, check and test egress-agent
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build the kernel object and the release agent that contains it
+    Build(build::Arguments),
+    /// Check formatting and lints of every crate, the kernel programs included
+    Lint,
+    /// Run what CI runs: formatting, lints, tests, and the tests that need root
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Some(verb) = arguments.verb else {
+        Arguments::command().print_help()?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let workspace = workspace::Workspace::locate();
+    match verb {
+        Verb::Build(arguments) => build::run(&workspace, &arguments)?,
+        Verb::Lint => lint::run(&workspace)?,
+        Verb::Test(arguments) => return test::run(&workspace, &arguments),
+    }
+    Ok(ExitCode::SUCCESS)
+}

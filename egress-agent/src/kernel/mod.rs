@@ -1,0 +1,3 @@
+//! The thin side towards the kernel: the object, the maps, the events.
+
+pub mod object;

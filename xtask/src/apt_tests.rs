@@ -1,0 +1,81 @@
+use super::*;
+
+fn source(uri: &str, suites: &[&str], components: &[&str], signed_by: Option<&str>) -> Source {
+    let own = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+    Source {
+        uris: vec![uri.to_owned()],
+        suites: own(suites),
+        components: own(components),
+        signed_by: signed_by.map(str::to_owned),
+    }
+}
+
+#[test]
+fn deb822_stanzas_are_read_with_comments_and_several_suites() {
+    let text = "# the archive\nTypes: deb deb-src\nURIs: http://mirror.example/debian\n# of old: http://x.example\n\
+                Suites: bookworm bookworm-updates\nComponents: main contrib\nSigned-By: /keys/a.gpg\n\n\n\
+                types: deb\nuris: http://other.example\nsuites: nodistro\ncomponents: main\n";
+    let wanted = [
+        source(
+            "http://mirror.example/debian",
+            &["bookworm", "bookworm-updates"],
+            &["main", "contrib"],
+            Some("/keys/a.gpg"),
+        ),
+        source("http://other.example", &["nodistro"], &["main"], None),
+    ];
+    assert_eq!(parse_deb822(text), wanted);
+}
+
+#[test]
+fn disabled_and_source_only_stanzas_are_left_out() {
+    let text = "Types: deb\nEnabled: no\nURIs: http://a.example\nSuites: s\n\nTypes: deb-src\nURIs: http://a.example\n\
+                Suites: s\n";
+    assert_eq!(parse_deb822(text), []);
+}
+
+#[test]
+fn a_key_inside_the_stanza_keeps_its_lines() {
+    let text = "Types: deb\nURIs: http://a.example\nSuites: trixie\nComponents: main\nSigned-By:\n -----BEGIN\n .\n abc\n";
+    let parsed = parse_deb822(text);
+    assert_eq!(parsed[0].signed_by.as_deref(), Some("\n -----BEGIN\n .\n abc"));
+    assert!(parsed[0].as_deb822().ends_with("Signed-By: \n -----BEGIN\n .\n abc\n"));
+}
+
+#[test]
+fn one_line_entries_are_read_with_options_and_comments() {
+    let text = "# deb http://old.example/ sid main\ndeb-src http://a.example/ trixie main\n\
+                deb [arch=amd64 signed-by=/keys/a.gpg,/keys/b.gpg] http://a.example/debian trixie main contrib # note\n\
+                \tdeb http://b.example ./\ndebris http://c.example trixie main\n\
+                deb [ signed-by=/keys/c.gpg ] http://c.example trixie main";
+    let wanted = [
+        source("http://a.example/debian", &["trixie"], &["main", "contrib"], Some("/keys/a.gpg /keys/b.gpg")),
+        source("http://b.example", &["./"], &[], None),
+        source("http://c.example", &["trixie"], &["main"], Some("/keys/c.gpg")),
+    ];
+    assert_eq!(parse_one_line(text), wanted);
+}
+
+#[test]
+fn the_mirror_is_the_source_that_serves_main_of_the_own_release() {
+    let serves = |suites: &[&str], components: &[&str], uri: &str| {
+        source(uri, suites, components, None).serves_main_of("bookworm")
+    };
+    assert!(serves(&["bookworm", "bookworm-updates"], &["main"], "http://a.example"));
+    assert!(!serves(&["bookworm-security"], &["main"], "http://a.example"));
+    assert!(!serves(&["cloud-bookworm"], &["main"], "http://a.example"));
+    assert!(!serves(&["bookworm"], &["contrib"], "http://a.example"));
+    assert!(!serves(&["bookworm"], &["main"], "cdrom:[Debian]/"));
+}
+
+#[test]
+fn only_the_same_upstream_version_is_picked() {
+    let madison = " rust-src | 1.95.10+dfsg-1 | http://a.example trixie-backports/main amd64 Packages\n \
+                   rust-src | 1.95.0+dfsg1-1~bpo13+2 | http://a.example trixie-backports/main amd64 Packages\n \
+                   rust-src | 1.85.0+dfsg3-1 | http://a.example trixie/main amd64 Packages\n";
+    assert_eq!(pick_version(madison, "1.95.0").as_deref(), Some("1.95.0+dfsg1-1~bpo13+2"));
+    assert_eq!(pick_version(madison, "1.85.0").as_deref(), Some("1.85.0+dfsg3-1"));
+    assert_eq!(pick_version(madison, "1.95.1"), None);
+    assert_eq!(pick_version(" rust-src | 1:1.95.0-1 | x", "1.95.0").as_deref(), Some("1:1.95.0-1"));
+    assert_eq!(pick_version("", "1.95.0"), None);
+}

@@ -1,0 +1,115 @@
+//! `cargo xtask test`: what CI runs, from cheap to dear.
+
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+
+use crate::summary::{Summary, Tally};
+use crate::workspace::Workspace;
+use crate::{build, lint, process};
+
+/// How long one level of tests may take, compiling included.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Where the provider lists and captures are that the tests with real data read.
+const DATA: &str = "EGRESS_DATA_DIR";
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Leave out what needs root or the BPF toolchain
+    #[arg(long)]
+    pure: bool,
+    /// Fail if a level that is not optional was skipped; the default when CI=true
+    #[arg(long)]
+    strict: bool,
+    /// Arguments for the test programs, such as a part of a test's name; formatting and lints are then left out
+    #[arg(last = true)]
+    filter: Vec<String>,
+}
+
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    let strict = arguments.strict || env::var_os("CI").is_some_and(|value| value == "true");
+    let mut summary = Summary::default();
+    if arguments.filter.is_empty() {
+        summary.checked("formatting", process::run(&mut lint::formatting(workspace)));
+        summary.checked("lints", process::run(&mut lint::host_lints(workspace, &[])));
+    }
+    let data = data_directory(workspace);
+    if data.is_none() {
+        summary.skipped("data", &format!("{DATA} names no directory of provider lists"));
+    }
+    let tests = |summary: &mut Summary, level: &str, command: &mut Command| {
+        if let Some(data) = &data {
+            command.env(DATA, data);
+        }
+        let mut tally = Tally::default();
+        command.arg("--").args(&arguments.filter);
+        let outcome = process::stream_within(command, LIMIT, |line| tally.see(line)).and_then(|status| {
+            if !status.success() {
+                bail!("`{}` failed: {status}", process::line(command));
+            }
+            Ok(())
+        });
+        summary.tested(level, &tally, outcome);
+    };
+    tests(&mut summary, "pure", workspace.cargo().args(["test", "--no-fail-fast"]));
+    if !arguments.pure {
+        match build::object(workspace, false) {
+            Err(error) => {
+                summary.checked("object", Err(error));
+                summary.skipped("kernel", "there is no kernel object to load");
+            }
+            Ok(object) => {
+                summary.checked("object", Ok(()));
+                match kernel_tests(workspace, &object) {
+                    Ok(mut command) => tests(&mut summary, "kernel", &mut command),
+                    Err(error) => summary.checked("kernel", Err(error)),
+                }
+            }
+        }
+    }
+    summary.print();
+    Ok(if summary.is_good(strict) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Returns the directory that `EGRESS_DATA_DIR` names, or `shared/data` beside the checkout if it is there.
+fn data_directory(workspace: &Workspace) -> Option<std::path::PathBuf> {
+    if let Some(named) = env::var_os(DATA) {
+        return Some(workspace.root.join(named));
+    }
+    let beside = workspace.root.parent()?.join("shared").join("data");
+    beside.is_dir().then_some(beside)
+}
+
+/// Returns the command for the tests that load programs into the kernel.
+///
+/// Cargo itself runs as the caller; without root only the test programs go through sudo, so that the build output stays the
+/// caller's.
+fn kernel_tests(workspace: &Workspace, object: &Path) -> Result<Command> {
+    let mut command = workspace.cargo();
+    command.args(["test", "--no-fail-fast", "--package", "egress-tests"]).env("EGRESS_BPF_OBJECT", object);
+    if fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0 {
+        return Ok(command);
+    }
+    // Asks for the password now if there is someone to ask, so that the test programs do not have to.
+    let ask: &[&str] = if io::stdin().is_terminal() { &["-v"] } else { &["--non-interactive", "true"] };
+    process::run(Command::new("sudo").args(ask)).context(
+        "these tests need root: run them as root, or leave them out with `cargo xtask test --pure`",
+    )?;
+    let host = host_triple()?.replace(['-', '.'], "_").to_uppercase();
+    command.env(
+        format!("CARGO_TARGET_{host}_RUNNER"),
+        format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{DATA},LD_LIBRARY_PATH,PROPTEST_CASES,RUST_BACKTRACE"),
+    );
+    Ok(command)
+}
+
+fn host_triple() -> Result<String> {
+    let verbose = process::output(Command::new("rustc").arg("-vV"))?;
+    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc tells no host")
+}
