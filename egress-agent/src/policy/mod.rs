@@ -7,3 +7,5 @@
 pub mod cluster;
 pub mod flow;
 pub mod model;
+pub mod reference;
+pub mod selector;
