@@ -5,7 +5,12 @@
 //! the maps; [`diff`] says what to write. [`simulate`] looks a flow up as the kernel does, [`reference`] answers from the
 //! model by brute force and shares no code with any of them.
 pub mod cluster;
+pub mod compile;
+pub mod entries;
 pub mod flow;
+#[cfg(any(test, feature = "generate"))]
+pub mod generate;
 pub mod model;
 pub mod reference;
 pub mod selector;
+pub mod simulate;

@@ -1,0 +1,392 @@
+//! From the policies that select a pod to its policy set: what its packets are looked up in.
+//!
+//! 1. The policies that select the pod are found ([`Compiled::policies`]).
+//! 2. Their rules are resolved against the cluster into grants: addresses, ports, effect, deadline (`peers.rs`, `ports.rs`).
+//! 3. Grants are folded into entries of which a lookup needs only one (`fold.rs`).
+//! 4. Rules are numbered and everything is sorted, so that equal policies make equal sets, whichever pod they were made for.
+
+mod fold;
+mod peers;
+mod ports;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use egress_common::policy::{NEVER, NO_RULE, RuleEntry, candidate};
+
+use self::{
+    fold::{Folded, Grants, Origin, TooLarge},
+    peers::{Asker, Directory},
+};
+use super::{
+    cluster::{Cluster, InvalidPolicy, NsName, Pod, Settings},
+    model::{
+        DefaultAction, Effect, Entity, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, PortMatch,
+        PortSpec, Ports, Protocol, RuleName, RulePart,
+    },
+};
+
+pub use self::peers::Why;
+
+/// Everything the policies say to one pod, ready for the maps. Own addresses and whether a rule has expired are not in it.
+///
+/// Sets that say the same are equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PolicySet {
+    /// The rules it refers to, in policy order. Rule numbers in this struct are places here, from 1; 0 is
+    /// [`NO_RULE`].
+    pub rules: Vec<RuleName>,
+    /// The number of the rule that stands for "denies by default" of the enforcing policies, if one does.
+    pub default_deny: Option<u32>,
+    /// The same for the audited policies.
+    pub audit_default_deny: Option<u32>,
+    /// Single addresses (16 octets, IPv4 mapped) and the index of their list, sorted.
+    pub exact: Vec<([u8; 16], u32)>,
+    /// Prefixes (16 octets, length 0 to 127 in the 128-bit space) and the index of their list, sorted.
+    pub prefixes: Vec<([u8; 16], u8, u32)>,
+    /// Rule entries: each list sorted by range and without overlap, the lists sorted and distinct.
+    pub lists: Vec<Vec<RuleEntry>>,
+    /// Whether the set was given up because it needs more rule entries than any map holds. Such a set has no entries and
+    /// never fits (see [`super::entries::Allocator::allocate`]), so that the version before it stays in force.
+    pub too_large: bool,
+}
+
+/// How many rule entries a set may have before it counts as too large.
+pub const MAX_ENTRIES: usize = fold::MAX_ENTRIES;
+
+impl PolicySet {
+    /// Returns the name of the rule with this number; `None` for [`NO_RULE`].
+    ///
+    /// # Panics
+    /// When the number is not one of this set's.
+    #[must_use]
+    pub fn rule(&self, number: u32) -> Option<&RuleName> {
+        (number != NO_RULE).then(|| &self.rules[number as usize - 1])
+    }
+
+    /// Returns how many rule entries its lists have together.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.lists.iter().map(Vec::len).sum()
+    }
+}
+
+/// The addresses of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Addresses {
+    /// Its IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Addresses {
+    fn of(pod: &Pod) -> Self {
+        let mut addresses = Self::default();
+        for address in &pod.ips {
+            match address.to_canonical() {
+                IpAddr::V4(v4) => addresses.v4 = addresses.v4.or(Some(v4)),
+                IpAddr::V6(v6) => addresses.v6 = addresses.v6.or(Some(v6)),
+            }
+        }
+        addresses
+    }
+}
+
+/// A peer of a rule that matches less than it says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Unmatched {
+    /// The rule it stands in.
+    pub rule: RuleName,
+    /// Why.
+    pub why: Why,
+}
+
+/// What is to hold for one pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compiled {
+    /// What its packets are looked up in; `None` when no policy governs it.
+    pub set: Option<Arc<PolicySet>>,
+    /// Its own addresses, which it always reaches.
+    pub addresses: Addresses,
+    /// Peers that match nothing, to be reported.
+    pub unresolved: Vec<Unmatched>,
+    /// The policies that select it, in policy order.
+    pub policies: Vec<PolicyId>,
+}
+
+/// Returns what is to hold for `pod`. A pod that is absent or has finished is not governed.
+#[must_use]
+pub fn compile(cluster: &Cluster, settings: &Settings, pod: &NsName) -> Compiled {
+    Compiler::new(cluster, settings).compile(pod)
+}
+
+/// Returns what is to hold for each of `pods`. Pods that the same policies select share one set.
+#[must_use]
+pub fn compile_all<'a>(
+    cluster: &Cluster,
+    settings: &Settings,
+    pods: impl Iterator<Item = &'a NsName>,
+) -> BTreeMap<NsName, Compiled> {
+    let mut compiler = Compiler::new(cluster, settings);
+    pods.map(|pod| (pod.clone(), compiler.compile(pod))).collect()
+}
+
+/// What compiling reads of a pod, besides its addresses.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    namespace: String,
+    node: String,
+    policies: Vec<PolicyId>,
+}
+
+struct Compiler<'a> {
+    directory: Directory<'a>,
+    /// What was compiled before, by all it depends on.
+    done: HashMap<Key, (Arc<PolicySet>, Vec<Unmatched>)>,
+    /// The same sets, so that equal ones are one.
+    sets: HashSet<Arc<PolicySet>>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(cluster: &'a Cluster, settings: &'a Settings) -> Self {
+        Self { directory: Directory::new(cluster, settings), done: HashMap::new(), sets: HashSet::new() }
+    }
+
+    fn compile(&mut self, name: &NsName) -> Compiled {
+        let Some(pod) = self.directory.cluster().pods.get(name).filter(|pod| !pod.finished) else {
+            return Compiled::default();
+        };
+        let addresses = Addresses::of(pod);
+        let selecting = selecting(self.directory.cluster(), self.directory.settings(), name, pod);
+        if selecting.is_empty() {
+            return Compiled { addresses, ..Compiled::default() };
+        }
+        let policies: Vec<PolicyId> = selecting.iter().map(|policy| policy.id.clone()).collect();
+        let key =
+            Key { namespace: name.namespace.clone(), node: pod.node.clone(), policies: policies.clone() };
+        let (set, unresolved) = match self.done.get(&key) {
+            Some(done) => done.clone(),
+            None => {
+                let (set, unresolved) = self.fresh(&selecting, &name.namespace, &pod.node);
+                let set = Arc::new(set);
+                let set = self.sets.get(&set).cloned().unwrap_or(set);
+                self.sets.insert(Arc::clone(&set));
+                self.done.insert(key, (Arc::clone(&set), unresolved.clone()));
+                (set, unresolved)
+            }
+        };
+        Compiled { set: Some(set), addresses, unresolved, policies }
+    }
+
+    fn fresh(&self, selecting: &[Arc<Policy>], namespace: &str, node: &str) -> (PolicySet, Vec<Unmatched>) {
+        let mut names = Names::default();
+        let mut grants = Grants::default();
+        let mut unresolved = Vec::new();
+        let (mut default_deny, mut audit_default_deny) = (None, None);
+        for policy in selecting {
+            let id = Arc::new(policy.id.clone());
+            let asker = Asker { namespace, node, kind: policy.id.kind };
+            let mut resolve = |part: RulePart, rule: RuleView<'_>| {
+                let number = names.add(RuleName { policy: Arc::clone(&id), part });
+                let origin =
+                    Origin { rule: number, kind: kind(policy.mode, rule.effect), deadline: rule.deadline };
+                for peer in rule.peers {
+                    for why in self.directory.resolve(&mut grants, origin, asker, peer, rule.ports) {
+                        unresolved.push((number, why));
+                    }
+                }
+            };
+            for rule in &policy.rules {
+                let view = RuleView {
+                    effect: rule.effect,
+                    deadline: rule.expires.unwrap_or(NEVER),
+                    peers: &rule.peers,
+                    ports: &rule.ports,
+                };
+                resolve(RulePart::Destination(rule.name.clone()), view);
+            }
+            if policy.cluster_dns {
+                let peers = [Peer::Entity(Entity::ClusterDns)];
+                resolve(RulePart::ClusterDns, RuleView::implicit(&peers, &dns_ports()));
+            }
+            if policy.own_node {
+                let peers = [Peer::Entity(Entity::Node)];
+                resolve(RulePart::OwnNode, RuleView::implicit(&peers, &Ports::All));
+            }
+            if policy.default_action == DefaultAction::Deny {
+                let number = names.add(RuleName { policy: Arc::clone(&id), part: RulePart::Default });
+                let slot = match policy.mode {
+                    Mode::Enforce => &mut default_deny,
+                    Mode::Audit => &mut audit_default_deny,
+                };
+                slot.get_or_insert(number);
+            }
+        }
+        let unresolved = unresolved
+            .into_iter()
+            .map(|(number, why)| Unmatched { rule: names.get(number).clone(), why })
+            .collect();
+        (canonical(names, default_deny, audit_default_deny, fold::fold(grants)), unresolved)
+    }
+}
+
+/// A rule of a policy, written or implied.
+struct RuleView<'a> {
+    effect: Effect,
+    deadline: u64,
+    peers: &'a [Peer],
+    ports: &'a Ports,
+}
+
+impl<'a> RuleView<'a> {
+    fn implicit(peers: &'a [Peer], ports: &'a Ports) -> Self {
+        Self { effect: Effect::Allow, deadline: NEVER, peers, ports }
+    }
+}
+
+/// Names of all rules, before it is known which of them matter.
+#[derive(Default)]
+struct Names(Vec<RuleName>);
+
+impl Names {
+    fn add(&mut self, name: RuleName) -> u32 {
+        self.0.push(name);
+        u32::try_from(self.0.len()).expect("fewer than 2^32 rules fit into memory")
+    }
+
+    fn get(&self, number: u32) -> &RuleName {
+        &self.0[number as usize - 1]
+    }
+}
+
+fn kind(mode: Mode, effect: Effect) -> usize {
+    match (mode, effect) {
+        (Mode::Enforce, Effect::Deny) => candidate::DENY,
+        (Mode::Enforce, Effect::Allow) => candidate::ALLOW,
+        (Mode::Audit, Effect::Deny) => candidate::AUDIT_DENY,
+        (Mode::Audit, Effect::Allow) => candidate::AUDIT_ALLOW,
+    }
+}
+
+fn dns_ports() -> Ports {
+    let port = |protocol| PortSpec { protocol, port: PortMatch::Range(53, 53) };
+    Ports::List(vec![port(Protocol::Udp), port(Protocol::Tcp)])
+}
+
+/// Returns the policies that select a pod, in policy order.
+fn selecting(cluster: &Cluster, settings: &Settings, name: &NsName, pod: &Pod) -> Vec<Arc<Policy>> {
+    let mut policies: BTreeMap<PolicyId, Arc<Policy>> = BTreeMap::new();
+    let mut add = |policy: Arc<Policy>| {
+        policies.insert(policy.id.clone(), policy);
+    };
+    let kinds = [PolicyKind::ConfigMap, PolicyKind::NetworkPolicy];
+    for kind in kinds.into_iter().take(if settings.enforce_network_policy { 2 } else { 1 }) {
+        let first = PolicyId { kind, id: NsName::new(name.namespace.as_str(), "") };
+        cluster
+            .policies
+            .range(first..)
+            .take_while(|(id, _)| id.kind == kind && id.id.namespace == name.namespace)
+            .filter(|(_, policy)| policy.selector.matches(&pod.labels))
+            .for_each(|(_, policy)| add(Arc::clone(policy)));
+    }
+    if settings.invalid_policy == InvalidPolicy::Deny {
+        let first = NsName::new(name.namespace.as_str(), "");
+        let broken = cluster.broken.range(first..).take_while(|id| id.namespace == name.namespace);
+        for id in broken {
+            add(Arc::new(denying(PolicyId { kind: PolicyKind::ConfigMap, id: id.clone() })));
+        }
+    }
+    let enforced = policies.values().any(|policy| policy.mode == Mode::Enforce);
+    if !enforced && settings.governed_namespaces.contains(&name.namespace) {
+        let id = NsName::new(name.namespace.as_str(), "");
+        let policy = denying(PolicyId { kind: PolicyKind::Namespace, id });
+        policies.insert(policy.id.clone(), Arc::new(policy));
+    }
+    policies.into_values().collect()
+}
+
+/// Returns a policy that selects every pod and allows nothing but the cluster's DNS.
+fn denying(id: PolicyId) -> Policy {
+    Policy {
+        id,
+        mode: Mode::Enforce,
+        default_action: DefaultAction::Deny,
+        selector: LabelSelector::default(),
+        cluster_dns: true,
+        own_node: false,
+        rules: Vec::new(),
+    }
+}
+
+/// Keeps the rules and lists that are used, renumbers and sorts them.
+fn canonical(
+    names: Names,
+    default_deny: Option<u32>,
+    audit_default_deny: Option<u32>,
+    folded: Result<Folded, TooLarge>,
+) -> PolicySet {
+    let (folded, too_large) = match folded {
+        Ok(folded) => (folded, false),
+        Err(TooLarge) => (Folded { prefixes: Vec::new(), lists: Vec::new() }, true),
+    };
+    let Folded { mut prefixes, lists } = folded;
+    let mut used_lists: Vec<u32> = prefixes.iter().map(|(_, _, list)| *list).collect();
+    used_lists.sort_unstable();
+    used_lists.dedup();
+
+    let mut numbers = vec![NO_RULE; names.0.len() + 1];
+    let in_lists =
+        used_lists.iter().flat_map(|list| lists[*list as usize].iter().flat_map(|entry| entry.rules));
+    for number in in_lists.chain(default_deny).chain(audit_default_deny).filter(|number| *number != NO_RULE) {
+        numbers[number as usize] = 1;
+    }
+    let mut rules = Vec::new();
+    for (name, number) in names.0.into_iter().zip(&mut numbers[1..]).filter(|(_, number)| **number != NO_RULE)
+    {
+        rules.push(name);
+        *number = u32::try_from(rules.len()).expect("a subset of numbered rules");
+    }
+
+    let renumbered =
+        |entry: &RuleEntry| RuleEntry { rules: entry.rules.map(|rule| numbers[rule as usize]), ..*entry };
+    let mut sorted: Vec<(Vec<RuleEntry>, u32)> = used_lists
+        .iter()
+        .map(|list| (lists[*list as usize].iter().map(renumbered).collect(), *list))
+        .collect();
+    sorted.sort_unstable_by(|(left, _), (right, _)| left.iter().map(order).cmp(right.iter().map(order)));
+    let mut places = vec![0; lists.len()];
+    for (place, (_, list)) in (0..).zip(&sorted) {
+        places[*list as usize] = place;
+    }
+
+    prefixes.sort_unstable_by_key(|(address, length, _)| (*address, *length));
+    let (mut exact, mut wide) = (Vec::new(), Vec::new());
+    for (address, length, list) in prefixes {
+        let (octets, list) = (address.to_be_bytes(), places[list as usize]);
+        if length == 128 {
+            exact.push((octets, list));
+        } else {
+            wide.push((octets, length, list));
+        }
+    }
+    PolicySet {
+        rules,
+        default_deny: default_deny.map(|number| numbers[number as usize]),
+        audit_default_deny: audit_default_deny.map(|number| numbers[number as usize]),
+        exact,
+        prefixes: wide,
+        lists: sorted.into_iter().map(|(list, _)| list).collect(),
+        too_large,
+    }
+}
+
+fn order(entry: &RuleEntry) -> (u32, u32, [u32; 4], [u64; 4]) {
+    (entry.low, entry.high, entry.rules, entry.deadlines)
+}
+
+#[cfg(test)]
+mod tests;
