@@ -10,14 +10,18 @@ pub mod setting {
     pub const CONNECT_HOOKS: u32 = 2;
     /// The cgroup id of the kubepods cgroup.
     pub const KUBEPODS: u32 = 3;
+    /// Ticks of `jiffies64` per second. Never 0 while programs are attached.
+    pub const TICKS_PER_SECOND: u32 = 4;
+    /// `jiffies64` when the clock program last ran. Written by it.
+    pub const SEEN_TICKS: u32 = 5;
+    /// `CLOCK_MONOTONIC` in nanoseconds at that moment. Written by it.
+    pub const SEEN_NANOSECONDS: u32 = 6;
     /// How many words there are.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 7;
 }
 
 /// Names of the constants the loader writes into the object before it is verified.
 pub mod constant {
-    /// Ticks of `jiffies64` per second (`u32`).
-    pub const TICKS_PER_SECOND: &str = "TICKS_PER_SECOND";
     /// The depth of the kubepods cgroup below the cgroup v2 root (`u32`). Pods stand one level below (guaranteed) or two.
     pub const KUBEPODS_LEVEL: &str = "KUBEPODS_LEVEL";
     /// 0: never keep a verdict in a socket; 1: keep it where it pays (`u32`). Off only for measurements.

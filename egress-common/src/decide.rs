@@ -25,7 +25,8 @@ impl Clock for At {
 
 #[inline(always)]
 fn active<C: Clock>(entry: &RuleEntry, index: usize, clock: &C) -> bool {
-    entry.rules[index] != NO_RULE && (entry.deadlines[index] == NEVER || !clock.reached(entry.deadlines[index]))
+    entry.rules[index] != NO_RULE
+        && (entry.deadlines[index] == NEVER || !clock.reached(entry.deadlines[index]))
 }
 
 /// Decides about a packet of a governed endpoint whose destination and ports found `entry` (or nothing).
@@ -53,22 +54,47 @@ pub fn decide<C: Clock>(entry: Option<&RuleEntry>, endpoint: &Endpoint, clock: &
     let [deny, allow, audit_deny, audit_allow] = entry.rules;
     // 1.
     if !dead[candidate::DENY] {
-        return Decision { verdict: Verdict::Deny, reason: Reason::DeniedDestination, rule: deny, valid_until };
+        return Decision {
+            verdict: Verdict::Deny,
+            reason: Reason::DeniedDestination,
+            rule: deny,
+            valid_until,
+        };
     }
     // 2.
     if !dead[candidate::ALLOW] {
         if !dead[candidate::AUDIT_DENY] {
-            return Decision { verdict: Verdict::Audit, reason: Reason::DeniedDestination, rule: audit_deny, valid_until };
+            return Decision {
+                verdict: Verdict::Audit,
+                reason: Reason::DeniedDestination,
+                rule: audit_deny,
+                valid_until,
+            };
         }
-        return Decision { verdict: Verdict::Allow, reason: Reason::AllowedDestination, rule: allow, valid_until };
+        return Decision {
+            verdict: Verdict::Allow,
+            reason: Reason::AllowedDestination,
+            rule: allow,
+            valid_until,
+        };
     }
     // 4. (3. and the defaults of 4. follow in `by_default`)
     if endpoint.flags & flags::DEFAULT_DENY == 0 {
         if !dead[candidate::AUDIT_DENY] {
-            return Decision { verdict: Verdict::Audit, reason: Reason::DeniedDestination, rule: audit_deny, valid_until };
+            return Decision {
+                verdict: Verdict::Audit,
+                reason: Reason::DeniedDestination,
+                rule: audit_deny,
+                valid_until,
+            };
         }
         if !dead[candidate::AUDIT_ALLOW] {
-            return Decision { verdict: Verdict::Allow, reason: Reason::AllowedDestination, rule: audit_allow, valid_until };
+            return Decision {
+                verdict: Verdict::Allow,
+                reason: Reason::AllowedDestination,
+                rule: audit_allow,
+                valid_until,
+            };
         }
     }
     by_default(endpoint, allow, audit_allow, valid_until)

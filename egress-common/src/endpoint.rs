@@ -1,12 +1,16 @@
 //! A pod on this node, as the kernel sees it.
 
-/// One governed or known pod: the value of the pods map, whose key is the pod's cgroup id. Replaced as a whole, so that a
-/// packet sees the old or the new one and nothing between.
+/// What holds for one governed pod: an element of the endpoints map.
+///
+/// Each slot has two records, at `2 × slot` and `2 × slot + 1`. The slot's word in the revisions map says which one holds
+/// (its lowest bit), so a policy change writes the record nobody reads and then flips with one 64-bit store: a packet sees
+/// the old or the new one and nothing between. The agent leaves a record alone until no packet can still be reading it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// Rises with each change to any endpoint of the node and never repeats, so that a verdict cached under another
-    /// revision, or by another pod that had the same slot, is not used. Never 0.
+    /// The word that made this record the current one; see [`record_index`]. Rises with each change to any endpoint of
+    /// the node and never repeats, so that a verdict cached under another revision, or by another pod that had the same
+    /// slot, is not used. Never 0.
     pub revision: u64,
     /// The endpoint's place among revisions, counters and token buckets; 0 belongs to pods nobody knows.
     pub slot: u32,
@@ -22,6 +26,16 @@ pub struct Endpoint {
     pub address_v4: u32,
     /// The pod's IPv6 address, network byte order in memory; all zero when it has none.
     pub address_v6: [u32; 4],
+}
+
+/// In the pods map, stands for a pod that is known and that no policy governs.
+pub const UNGOVERNED: u32 = 0;
+
+/// Returns the index in the endpoints map of the record that `revision` makes current.
+#[must_use]
+#[inline(always)]
+pub const fn record_index(slot: u32, revision: u64) -> u32 {
+    slot.wrapping_mul(2) | (revision & 1) as u32
 }
 
 /// Bits of [`Endpoint::flags`].

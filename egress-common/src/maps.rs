@@ -24,10 +24,12 @@ pub mod node_counter {
 
 /// The names of the maps, in the object and under the pin folder.
 pub mod name {
-    /// HASH: cgroup id (`u64`) to [`crate::endpoint::Endpoint`].
+    /// HASH: cgroup id (`u64`) to slot (`u32`), or [`crate::endpoint::UNGOVERNED`].
     pub const PODS: &str = "PODS";
-    /// ARRAY: slot to revision (`u64`).
+    /// ARRAY: slot to the revision in force (`u64`).
     pub const REVISIONS: &str = "REVISIONS";
+    /// ARRAY: [`crate::endpoint::record_index`] to [`crate::endpoint::Endpoint`].
+    pub const ENDPOINTS: &str = "ENDPOINTS";
     /// HASH: [`crate::policy::AddressKey`] to [`crate::policy::Span`].
     pub const EXACT: &str = "EXACT";
     /// LPM_TRIE: prefix length and [`crate::policy::AddressKey`] to [`crate::policy::Span`].
@@ -44,6 +46,9 @@ pub mod name {
     pub const RULE_COUNTERS: &str = "RULE_COUNTERS";
     /// PERCPU_ARRAY: [`super::node_counter`] to `u64`.
     pub const NODE_COUNTERS: &str = "NODE_COUNTERS";
+    /// PERCPU_ARRAY: socket cookie modulo [`super::RECENT`] to the last such cookie (`u64`): tells a socket's second packet
+    /// from its first, because keeping a verdict pays only from then on.
+    pub const RECENT: &str = "RECENT";
     /// ARRAY: slot to [`crate::event::Bucket`].
     pub const BUCKETS: &str = "BUCKETS";
     /// RINGBUF: [`crate::event::Event`].
@@ -51,6 +56,9 @@ pub mod name {
     /// ARRAY: [`crate::config::setting`] to `u64`.
     pub const SETTINGS: &str = "SETTINGS";
 }
+
+/// How many cookies the recent map remembers on each processor. A power of two.
+pub const RECENT: u32 = 1024;
 
 /// Entries each map holds unless the agent is told otherwise.
 pub mod capacity {

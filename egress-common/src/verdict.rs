@@ -201,6 +201,9 @@ mod tests {
                 assert_eq!(reason as u8, number);
             }
         }
-        assert_eq!(COUNTED.map(|(_, reason)| Reason::from_number(reason as u8)), COUNTED.map(|(_, reason)| Some(reason)));
+        assert_eq!(
+            COUNTED.map(|(_, reason)| Reason::from_number(reason as u8)),
+            COUNTED.map(|(_, reason)| Some(reason))
+        );
     }
 }

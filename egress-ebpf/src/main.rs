@@ -1,2 +1,402 @@
+//! The kernel programs. Entry points only: each gathers what its hook knows, asks the other modules, and turns the answer into
+//! the hook's return code (1 lets through, 0 refuses).
+//!
+//! All of them are attached once, to the node's kubepods cgroup. `cgroup_skb/egress` is the authority; the connect and sendmsg
+//! hooks give the same answer earlier, so that a refused call fails at once instead of timing out.
 #![no_std]
 #![no_main]
+#![expect(
+    missing_docs,
+    reason = "the program macros wrap each documented entry point in an undocumented one"
+)]
+
+mod maps;
+mod parse;
+mod pod;
+mod policy;
+mod report;
+mod socket;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock_addr},
+    macros::{cgroup_skb, cgroup_sock_addr, classifier, sock_ops},
+    programs::{SkBuffContext, SockAddrContext, SockOpsContext, TcContext},
+};
+use egress_common::{
+    V4_MAPPED_WORD,
+    config::setting,
+    event::Hook,
+    policy::{NEVER, NO_RULE, SCTP, TCP, UDP},
+    socket::flags,
+    verdict::{Decision, Reason, Verdict},
+};
+
+use crate::{
+    parse::{Linear, Packet},
+    pod::Owner,
+    report::Occasion,
+};
+
+const PASS: i32 = 1;
+const REFUSE: i32 = 0;
+
+/// Judges a packet a pod sends.
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: `skb` is this program's context.
+    unsafe {
+        let sk = socket::of_packet(skb);
+        if sk.is_null() {
+            // The hook runs for a socket, always; without one nobody can be held to a policy.
+            return REFUSE;
+        }
+        let known = socket::state(sk);
+        if let Some(state) = &known
+            && socket::still_holds(skb, state)
+        {
+            report::count(state.slot, u32::from(state.class), state.rule, (*skb).len);
+            return PASS;
+        }
+        match judge_packet(skb, sk, known.as_deref()) {
+            Verdict::Deny => REFUSE,
+            Verdict::Allow | Verdict::Audit => PASS,
+        }
+    }
+}
+
+/// The verdict on a packet whose socket remembers nothing that holds.
+///
+/// 1. Pods no policy governs pass, uncounted.
+/// 2. What cannot be followed to its destination and ports is refused.
+/// 3. Loopback and the pod's own addresses pass.
+/// 4. Pods the maps do not know: the node's start mode decides.
+/// 5. Answers to connections that came to the pod pass.
+/// 6. The policy decides.
+/// 7. What it would refuse passes if it answers a datagram that came to the pod.
+#[inline(always)]
+unsafe fn judge_packet(
+    skb: *mut __sk_buff,
+    sk: *mut aya_ebpf::bindings::bpf_sock,
+    known: Option<&egress_common::socket::SocketState>,
+) -> Verdict {
+    // SAFETY: the callers pass this program's context and socket, here and below.
+    let owner = unsafe { pod::of_packet(skb) };
+    // 1.
+    let (cgroup, place) = match owner {
+        Owner::Ungoverned => return Verdict::Allow,
+        Owner::Governed { cgroup, slot, revision } => (cgroup, Some((slot, revision))),
+        Owner::Unknown(cgroup) => (cgroup, None),
+    };
+    let slot = if let Some((slot, _)) = place { slot } else { 0 };
+    let length = unsafe { (*skb).len };
+    let mut packet = Packet::EMPTY;
+    // 2.
+    if let Err(reason) = unsafe { parse::parse(skb, &mut packet) } {
+        let occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length };
+        return conclude(&occasion, fixed(Verdict::Deny, reason));
+    }
+    let occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length };
+    // 3.
+    if policy::is_loopback(&packet.destination) {
+        return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
+    }
+    // 4.
+    let Some((slot, revision)) = place else { return conclude(&occasion, unknown_pod()) };
+    let Some(endpoint) = pod::record(slot, revision) else { return conclude(&occasion, unknown_pod()) };
+    if policy::is_own(endpoint, &packet.destination) {
+        return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
+    }
+    // 5.
+    if unsafe { socket::is_tcp_reply(skb, sk, known, &packet) } {
+        let decision = fixed(Verdict::Allow, Reason::Reply);
+        unsafe { socket::keep(skb, sk, known, &packet, (slot, revision), &decision, true) };
+        return conclude(&occasion, decision);
+    }
+    // 6.
+    let decision = policy::judge(
+        endpoint,
+        &packet.destination,
+        packet.protocol,
+        packet.destination_port_be,
+        packet.ipv6,
+    );
+    // 7.
+    if decision.verdict != Verdict::Allow && socket::is_datagram_reply(cgroup, &packet) {
+        return conclude(&occasion, fixed(Verdict::Allow, Reason::Reply));
+    }
+    if decision.verdict == Verdict::Allow {
+        unsafe { socket::keep(skb, sk, known, &packet, (slot, revision), &decision, false) };
+    }
+    conclude(&occasion, decision)
+}
+
+/// A decision no policy had a say in.
+#[inline(always)]
+fn fixed(verdict: Verdict, reason: Reason) -> Decision {
+    Decision { verdict, reason, rule: NO_RULE, valid_until: NEVER }
+}
+
+#[inline(always)]
+fn unknown_pod() -> Decision {
+    if maps::setting(setting::STRICT) != 0 {
+        fixed(Verdict::Deny, Reason::UnknownPod)
+    } else {
+        fixed(Verdict::Allow, Reason::Unprotected)
+    }
+}
+
+#[inline(always)]
+fn conclude(occasion: &Occasion<'_>, decision: Decision) -> Verdict {
+    #[cfg(feature = "debug-log")]
+    debug::log(occasion, &decision);
+    report::record(occasion, &decision);
+    decision.verdict
+}
+
+/// Remembers who wrote to a pod; never refuses.
+#[cgroup_skb(ingress)]
+pub fn ingress(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: `skb` is this program's context.
+    unsafe {
+        if is_datagram(skb) {
+            remember(skb);
+        }
+    }
+    PASS
+}
+
+/// Whether the packet may be a datagram from elsewhere: a quick look, so that TCP pays next to nothing. What a pod writes to
+/// itself over loopback proves nothing about other peers, whatever source address it claims.
+#[inline(always)]
+unsafe fn is_datagram(skb: *mut __sk_buff) -> bool {
+    const LOOPBACK_INTERFACE: u32 = 1;
+    // SAFETY: the caller passes this program's context; the read lies within what `holds` has checked.
+    unsafe {
+        let bytes = Linear::of(skb);
+        if bytes.holds(20) {
+            let first = bytes.read::<u8>(0) >> 4;
+            if (first == 4 && bytes.read::<u8>(9) == TCP) || (first == 6 && bytes.read::<u8>(6) == TCP) {
+                return false;
+            }
+        }
+        (*skb).ifindex != LOOPBACK_INTERFACE
+    }
+}
+
+#[inline(always)]
+unsafe fn remember(skb: *mut __sk_buff) {
+    let mut packet = Packet::EMPTY;
+    // SAFETY: the caller passes this program's context, here and below.
+    if unsafe { parse::parse(skb, &mut packet) }.is_err() {
+        return;
+    }
+    if packet.protocol != UDP && packet.protocol != SCTP {
+        return;
+    }
+    if let Owner::Governed { cgroup, .. } = unsafe { pod::of_packet(skb) } {
+        socket::remember_datagram(cgroup, &packet);
+    }
+}
+
+/// Refuses a `connect()` to a denied IPv4 address.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: this program's context.
+    unsafe { judge_call(ctx.sock_addr, v4_target(ctx.sock_addr), Hook::Connect) }
+}
+
+/// Refuses a `connect()` to a denied IPv6 address; a v4-mapped one is IPv4.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: this program's context.
+    unsafe { judge_call(ctx.sock_addr, v6_target(ctx.sock_addr), Hook::Connect) }
+}
+
+/// Refuses a `sendmsg()` to a denied IPv4 address.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: this program's context.
+    unsafe { judge_call(ctx.sock_addr, v4_target(ctx.sock_addr), Hook::Sendmsg) }
+}
+
+/// Refuses a `sendmsg()` to a denied IPv6 address; a v4-mapped one is IPv4.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: this program's context.
+    unsafe { judge_call(ctx.sock_addr, v6_target(ctx.sock_addr), Hook::Sendmsg) }
+}
+
+#[inline(always)]
+unsafe fn v4_target(call: *const bpf_sock_addr) -> [u32; 4] {
+    // SAFETY: the caller passes this program's context.
+    [0, 0, V4_MAPPED_WORD, unsafe { (*call).user_ip4 }]
+}
+
+#[inline(always)]
+unsafe fn v6_target(call: *const bpf_sock_addr) -> [u32; 4] {
+    // SAFETY: the caller passes this program's context. Volatile, because the context is read word by word.
+    unsafe {
+        let words = &raw const (*call).user_ip6;
+        let word = |index: usize| core::ptr::read_volatile(words.cast::<u32>().add(index));
+        [word(0), word(1), word(2), word(3)]
+    }
+}
+
+/// The answer to a call: the packet hook's, for what the call would send.
+///
+/// Only where that is certain. A datagram socket that connects sends nothing yet (resolvers do it to learn their own source
+/// address), so it is let through and its packets are judged. So is a call by a task outside the pods.
+#[inline(always)]
+unsafe fn judge_call(call: *mut bpf_sock_addr, target: [u32; 4], hook: Hook) -> i32 {
+    const SOCK_STREAM: u32 = 1;
+    const SOCK_DGRAM: u32 = 2;
+    if maps::setting(setting::CONNECT_HOOKS) == 0 {
+        return PASS;
+    }
+    // SAFETY: the callers pass this program's context, here and below.
+    let (kind, protocol, port) = unsafe { ((*call).type_, (*call).protocol, (*call).user_port) };
+    let fits = match hook {
+        Hook::Connect => kind == SOCK_STREAM && protocol == u32::from(TCP),
+        _ => kind == SOCK_DGRAM && protocol == u32::from(UDP),
+    };
+    if !fits || policy::is_loopback(&target) || is_unspecified(&target) {
+        return PASS;
+    }
+    let mut packet = Packet::EMPTY;
+    packet.destination = target;
+    packet.destination_port_be = port as u16;
+    packet.protocol = protocol as u8;
+    packet.ipv6 = !(target[0] | target[1] == 0 && target[2] == V4_MAPPED_WORD);
+    let (cgroup, slot, decision) = match pod::of_task() {
+        None | Some(Owner::Ungoverned) => return PASS,
+        Some(Owner::Unknown(cgroup)) => (cgroup, 0, unknown_pod()),
+        Some(Owner::Governed { cgroup, slot, revision }) => {
+            let Some(endpoint) = pod::record(slot, revision) else { return PASS };
+            if policy::is_own(endpoint, &target) {
+                return PASS;
+            }
+            let decision = policy::judge(
+                endpoint,
+                &packet.destination,
+                packet.protocol,
+                packet.destination_port_be,
+                packet.ipv6,
+            );
+            (cgroup, slot, decision)
+        }
+    };
+    // What passes, audited or not, is counted and told by its packets.
+    if decision.verdict != Verdict::Deny {
+        return PASS;
+    }
+    if matches!(hook, Hook::Sendmsg) {
+        let sk = unsafe { (*call).__bindgen_anon_1.sk };
+        if !sk.is_null() {
+            packet.source_port_be = (unsafe { (*sk).src_port } as u16).to_be();
+            if socket::is_datagram_reply(cgroup, &packet) {
+                return PASS;
+            }
+        }
+    }
+    let occasion = Occasion { cgroup, slot, hook, packet: &packet, length: 0 };
+    match conclude(&occasion, decision) {
+        Verdict::Deny => REFUSE,
+        Verdict::Allow | Verdict::Audit => PASS,
+    }
+}
+
+/// The unspecified address means this host to `connect()` and `sendmsg()`.
+#[inline(always)]
+fn is_unspecified(target: &[u32; 4]) -> bool {
+    target[0] | target[1] | target[3] == 0 && (target[2] == 0 || target[2] == V4_MAPPED_WORD)
+}
+
+/// Leaves the kernel's two clocks in the settings, for the agent to relate them. Run by the agent, attached nowhere.
+#[classifier]
+pub fn clock(_ctx: TcContext) -> i32 {
+    if let (Some(ticks), Some(nanoseconds)) = (
+        maps::SETTINGS.get_ptr_mut(setting::SEEN_TICKS),
+        maps::SETTINGS.get_ptr_mut(setting::SEEN_NANOSECONDS),
+    ) {
+        // SAFETY: elements of an array map; the helper takes nothing and returns a number.
+        unsafe {
+            *ticks = policy::jiffies();
+            *nanoseconds = aya_ebpf::helpers::generated::bpf_ktime_get_ns();
+        }
+    }
+    0
+}
+
+/// Marks the socket of a connection that came to a governed pod, so that its packets count as replies.
+///
+/// It inherited its listener's mark when it was made; here it learns its peer. Listeners of other pods carry no mark, so this
+/// costs them one look.
+#[sock_ops]
+pub fn accepted(ctx: SockOpsContext) -> u32 {
+    const PASSIVE_ESTABLISHED: u32 = 5;
+    const AF_INET: u32 = 2;
+    if ctx.op() != PASSIVE_ESTABLISHED {
+        return 1;
+    }
+    // SAFETY: this program's context. Volatile, so that the pointer compared with null is the one used.
+    unsafe {
+        let sk = core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk);
+        if sk.is_null() {
+            return 1;
+        }
+        let Some(state) = socket::state(sk) else { return 1 };
+        if state.flags & flags::LISTENER == 0 {
+            return 1;
+        }
+        // Nobody else knows this socket yet, so its state may be written in place.
+        state.remote = if ctx.family() == AF_INET {
+            [0, 0, V4_MAPPED_WORD, ctx.remote_ip4()]
+        } else {
+            let words = &raw const (*ctx.ops).remote_ip6;
+            let word = |index: usize| core::ptr::read_volatile(words.cast::<u32>().add(index));
+            [word(0), word(1), word(2), word(3)]
+        };
+        state.remote_port_be =
+            u16::from_ne_bytes([ctx.remote_port().to_ne_bytes()[2], ctx.remote_port().to_ne_bytes()[3]]);
+        state.protocol = TCP;
+        state.revision = 0;
+        state.flags = flags::ACCEPTED;
+    }
+    1
+}
+
+#[cfg(feature = "debug-log")]
+mod debug {
+    //! What a debug object says about each judged packet.
+    use egress_common::verdict::Decision;
+
+    use crate::report::Occasion;
+
+    /// Logs a decision through the agent.
+    #[inline(always)]
+    pub fn log(occasion: &Occasion<'_>, decision: &Decision) {
+        aya_log_ebpf::debug!(
+            &aya_ebpf::programs::SkBuffContext::new(core::ptr::null_mut()),
+            "slot {} protocol {} port {}: verdict {} reason {} rule {}",
+            occasion.slot,
+            occasion.packet.protocol,
+            u16::from_be(occasion.packet.destination_port_be),
+            decision.verdict as u8,
+            decision.reason as u8,
+            decision.rule
+        );
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The licence the kernel asks for: some helpers are for GPL programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,3 +1,7 @@
 //! The thin side towards the kernel: the object, the maps, the events.
 
+pub mod bpf;
+pub mod cgroup;
+pub mod clock;
+pub mod loader;
 pub mod object;

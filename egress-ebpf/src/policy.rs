@@ -1,0 +1,115 @@
+//! The lookup: destination and ports of a governed pod to a decision. The same steps as `policy::simulate` in the agent.
+
+use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_jiffies64};
+use egress_common::{
+    V4_MAPPED_WORD,
+    config::setting as index,
+    decide::{Clock, decide},
+    endpoint::{Endpoint, flags},
+    policy::{ADDRESS_KEY_BITS, AddressKey, RuleEntry, Span, normal_protocol, port_key},
+    verdict::Decision,
+};
+
+use crate::maps::{EXACT, PREFIXES, RULES, setting, ticks_per_second};
+
+/// The wall clock in ticks: `jiffies64` and what the agent says must be added.
+pub struct Ticks;
+
+impl Clock for Ticks {
+    #[inline(always)]
+    fn reached(&self, deadline: u64) -> bool {
+        let now = jiffies().wrapping_add(setting(index::CLOCK_OFFSET));
+        now >= deadline.wrapping_mul(ticks_per_second())
+    }
+}
+
+/// Ticks since boot.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: the helper takes nothing and returns a number.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Whether `destination` is loopback, or stands for it in a call (the unspecified address).
+#[inline(always)]
+pub fn is_loopback(destination: &[u32; 4]) -> bool {
+    const LOOPBACK_V6: u32 = 1u32.to_be();
+    if destination[0] | destination[1] != 0 {
+        return false;
+    }
+    if destination[2] == V4_MAPPED_WORD {
+        return destination[3].to_ne_bytes()[0] == 127;
+    }
+    destination[2] == 0 && destination[3] == LOOPBACK_V6
+}
+
+/// Whether `destination` is the pod's own address.
+#[inline(always)]
+pub fn is_own(endpoint: &Endpoint, destination: &[u32; 4]) -> bool {
+    if destination[0] | destination[1] == 0 && destination[2] == V4_MAPPED_WORD {
+        return destination[3] == endpoint.address_v4 && endpoint.address_v4 != 0;
+    }
+    let own = &endpoint.address_v6;
+    destination[0] == own[0]
+        && destination[1] == own[1]
+        && destination[2] == own[2]
+        && destination[3] == own[3]
+        && own[0] | own[1] | own[2] | own[3] != 0
+}
+
+/// Looks a destination up in the endpoint's set and decides.
+///
+/// 1. The exact map, if the set has such entries; a hit is final, since the compiler folded every wider prefix into it.
+/// 2. Otherwise the longest prefix, if the set has prefixes.
+/// 3. Among the span's entries, the one whose range holds protocol and port.
+/// 4. [`decide`].
+#[inline(always)]
+pub fn judge(
+    endpoint: &Endpoint,
+    destination: &[u32; 4],
+    protocol: u8,
+    port_be: u16,
+    ipv6: bool,
+) -> Decision {
+    let key = port_key(normal_protocol(protocol, ipv6), u16::from_be(port_be));
+    decide(find(endpoint, destination, key), endpoint, &Ticks)
+}
+
+#[inline(always)]
+fn find(endpoint: &Endpoint, destination: &[u32; 4], key: u32) -> Option<&'static RuleEntry> {
+    let address = AddressKey { set: endpoint.set, address: *destination };
+    let mut span: Option<&Span> = None;
+    if endpoint.flags & flags::HAS_EXACT != 0 {
+        // SAFETY: an entry is never changed or removed while an endpoint in force uses its set.
+        span = unsafe { EXACT.get(&address) };
+    }
+    if span.is_none() && endpoint.flags & flags::HAS_PREFIXES != 0 {
+        span = PREFIXES.get(&Key::new(ADDRESS_KEY_BITS, address));
+    }
+    let span = span?;
+    search(span.offset, span.length, key)
+}
+
+/// Finds the entry that holds `key` among `length` sorted, disjoint ones from `offset` on.
+#[inline(always)]
+fn search(offset: u32, length: u32, key: u32) -> Option<&'static RuleEntry> {
+    let (mut low, mut high) = (0u32, length);
+    let mut steps = 0;
+    // 2^20 entries are more than the map can hold, so the bound never cuts a search short.
+    while steps < 20 {
+        steps += 1;
+        if low >= high {
+            return None;
+        }
+        let middle = low + (high - low) / 2;
+        let entry = RULES.get(offset.wrapping_add(middle))?;
+        if key < entry.low {
+            high = middle;
+        } else if key > entry.high {
+            low = middle + 1;
+        } else {
+            return Some(entry);
+        }
+    }
+    None
+}

@@ -1,0 +1,111 @@
+//! Counting and telling.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use egress_common::{
+    event::{Bucket, EVENTS_PER_SECOND, Event, Hook},
+    maps::{Counter, node_counter},
+    policy::NO_RULE,
+    verdict::{CLASSES, Decision, Verdict, class},
+};
+
+use crate::{
+    maps::{BUCKETS, COUNTERS, EVENTS, NODE_COUNTERS, RULE_COUNTERS, ticks_per_second},
+    parse::Packet,
+    policy::jiffies,
+};
+
+/// Adds a packet of `bytes` to an endpoint's counter of that class and to the deciding rule's.
+#[inline(always)]
+pub fn count(slot: u32, class: u32, rule: u32, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(slot.wrapping_mul(CLASSES).wrapping_add(class)) {
+        add(counter, bytes);
+    }
+    if rule != NO_RULE
+        && let Some(counter) = RULE_COUNTERS.get_ptr_mut(rule)
+    {
+        add(counter, bytes);
+    }
+}
+
+#[inline(always)]
+fn add(counter: *mut Counter, bytes: u32) {
+    // SAFETY: an element of a per-CPU map: this processor's alone while the program runs on it.
+    unsafe {
+        (*counter).packets += 1;
+        (*counter).bytes += u64::from(bytes);
+    }
+}
+
+/// Adds one to a counter of the node.
+#[inline(always)]
+pub fn count_node(index: u32) {
+    if let Some(counter) = NODE_COUNTERS.get_ptr_mut(index) {
+        // SAFETY: as in `add`.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// Where and about what something was decided.
+pub struct Occasion<'a> {
+    /// The pod's cgroup id.
+    pub cgroup: u64,
+    /// Its slot.
+    pub slot: u32,
+    /// Which hook.
+    pub hook: Hook,
+    /// The packet, or what the call would send.
+    pub packet: &'a Packet,
+    /// Its length; 0 for calls.
+    pub length: u32,
+}
+
+/// Counts a decision, and sends an event unless it is a plain allow.
+#[inline(always)]
+pub fn record(occasion: &Occasion<'_>, decision: &Decision) {
+    count(occasion.slot, class(decision.verdict, decision.reason), decision.rule, occasion.length);
+    if decision.verdict != Verdict::Allow {
+        tell(occasion, decision);
+    }
+}
+
+/// Sends an event if the pod's allowance permits; otherwise counts it.
+#[inline(always)]
+fn tell(occasion: &Occasion<'_>, decision: &Decision) {
+    let Some(bucket) = BUCKETS.get_ptr_mut(occasion.slot) else { return };
+    let now = jiffies();
+    // SAFETY: an element of an array map. Processors may race on it; see `Bucket`.
+    let bucket: &mut Bucket = unsafe { &mut *bucket };
+    if now.wrapping_sub(bucket.window) >= ticks_per_second() {
+        bucket.window = now;
+        bucket.used = 0;
+    }
+    if bucket.used >= EVENTS_PER_SECOND {
+        bucket.suppressed = bucket.suppressed.wrapping_add(1);
+        count_node(node_counter::EVENTS_SUPPRESSED);
+        return;
+    }
+    bucket.used += 1;
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        count_node(node_counter::EVENTS_LOST);
+        return;
+    };
+    entry.write(Event {
+        // SAFETY: the helper takes nothing and returns a number.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        cgroup: occasion.cgroup,
+        source: occasion.packet.source,
+        destination: occasion.packet.destination,
+        slot: occasion.slot,
+        rule: decision.rule,
+        length: occasion.length,
+        source_port_be: occasion.packet.source_port_be,
+        destination_port_be: occasion.packet.destination_port_be,
+        suppressed: bucket.suppressed,
+        protocol: occasion.packet.protocol,
+        verdict: decision.verdict as u8,
+        reason: decision.reason as u8,
+        hook: occasion.hook as u8,
+    });
+    bucket.suppressed = 0;
+    entry.submit(0);
+}

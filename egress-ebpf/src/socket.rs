@@ -1,0 +1,357 @@
+//! What sockets remember: kept verdicts, accepted connections, and peers that wrote first.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_ANY, BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    },
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
+        bpf_skc_lookup_tcp,
+    },
+};
+use egress_common::{
+    V4_MAPPED_WORD,
+    decide::Clock as _,
+    maps::{self, node_counter},
+    policy::{NEVER, SCTP, TCP, UDP},
+    socket::{REPLY_WINDOW_SECONDS, ReplyKey, SocketState, flags},
+    verdict::{Decision, class},
+};
+
+use crate::{
+    maps::{RECENT, REPLIES, REVISIONS, SOCKETS, keep_verdicts, ticks_per_second},
+    parse::{ACK, Linear, Packet, SYN},
+    policy::{Ticks, jiffies},
+    report::count_node,
+};
+
+const SOCK_STREAM: u32 = 1;
+const SOCK_RAW: u32 = 3;
+const TCP_SYN_SENT: u32 = 2;
+const TCP_SYN_RECV: u32 = 3;
+const TCP_LISTEN: u32 = 10;
+
+/// The socket of a packet, or null.
+///
+/// # Safety
+///
+/// `skb` is the context of the running program.
+#[inline(always)]
+pub unsafe fn of_packet(skb: *mut __sk_buff) -> *mut bpf_sock {
+    // SAFETY: the caller's promise. Volatile, so that the pointer that was compared with null is the one that is used.
+    unsafe { core::ptr::read_volatile(&raw const (*skb).__bindgen_anon_2.sk) }
+}
+
+/// Returns what the socket remembers, if anything.
+///
+/// # Safety
+///
+/// `sk` comes from the context of the running program and is not null.
+#[inline(always)]
+pub unsafe fn state(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
+    // SAFETY: the caller's promise; the storage lives as long as the program runs (RCU).
+    unsafe {
+        let state = bpf_sk_storage_get(SOCKETS.as_ptr(), sk.cast(), core::ptr::null_mut(), 0);
+        state.cast::<SocketState>().as_mut()
+    }
+}
+
+/// Whether what the socket remembers still holds and is about this packet: nearly every packet of nearly every flow ends
+/// here. Never so for sockets whose verdicts are not kept.
+///
+/// # Safety
+///
+/// `skb` is the context of the running program.
+#[inline(always)]
+pub unsafe fn still_holds(skb: *const __sk_buff, state: &SocketState) -> bool {
+    let Some(revision) = REVISIONS.get_ptr(state.slot) else { return false };
+    // SAFETY: an element of an array map; volatile, so that the word is read once.
+    if unsafe { core::ptr::read_volatile(revision) } != state.revision || state.revision == 0 {
+        return false;
+    }
+    if state.valid_until != NEVER && Ticks.reached(state.valid_until) {
+        return false;
+    }
+    // SAFETY: the caller's promise; each read lies within what `holds` has checked.
+    unsafe {
+        let bytes = Linear::of(skb);
+        if !bytes.holds(28) {
+            return false;
+        }
+        let first = bytes.read::<u8>(0);
+        if first == 0x45 {
+            if bytes.read::<u32>(16) != state.remote[3]
+                || bytes.read::<u16>(22) != state.remote_port_be
+                || bytes.read::<u8>(9) != state.protocol
+                || state.remote[2] != V4_MAPPED_WORD
+                || state.remote[0] | state.remote[1] != 0
+                || u16::from_be(bytes.read::<u16>(6)) & 0x3fff != 0
+            {
+                return false;
+            }
+            return state.flags & flags::ACCEPTED == 0 || (bytes.holds(40) && !opens(bytes.read::<u8>(33)));
+        }
+        if first >> 4 != 6 || !bytes.holds(48) {
+            return false;
+        }
+        bytes.read::<u8>(6) == state.protocol
+            && bytes.read::<u16>(42) == state.remote_port_be
+            && bytes.read::<u32>(24) == state.remote[0]
+            && bytes.read::<u32>(28) == state.remote[1]
+            && bytes.read::<u32>(32) == state.remote[2]
+            && bytes.read::<u32>(36) == state.remote[3]
+            && (state.flags & flags::ACCEPTED == 0 || (bytes.holds(60) && !opens(bytes.read::<u8>(53))))
+    }
+}
+
+/// Whether a TCP packet with these flag bits opens a connection.
+#[inline(always)]
+fn opens(tcp_flags: u8) -> bool {
+    tcp_flags & (SYN | ACK) == SYN
+}
+
+/// Whether the packet answers a connection that came to the pod.
+///
+/// 1. A SYN-ACK of a listener. It also marks the listener, so that accepted sockets inherit the mark (see `accepted`).
+/// 2. A packet of an accepted socket to its peer, unless it opens a connection: a socket can be reconnected elsewhere.
+/// 3. A packet of a connection nothing is remembered of, if something listens on its local port: the connection is older
+///    than its governing.
+///
+/// # Safety
+///
+/// `skb` is the context of the running program, `sk` its socket and not null, `known` what it remembers.
+#[inline(always)]
+pub unsafe fn is_tcp_reply(
+    skb: *mut __sk_buff,
+    sk: *mut bpf_sock,
+    known: Option<&SocketState>,
+    packet: &Packet,
+) -> bool {
+    if packet.protocol != TCP {
+        return false;
+    }
+    // SAFETY: the caller's promise, here and below.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    if full.is_null() {
+        return false;
+    }
+    let (kind, protocol, tcp_state) = unsafe { ((*full).type_, (*full).protocol, (*full).state) };
+    if kind != SOCK_STREAM || protocol != u32::from(TCP) {
+        return false;
+    }
+    // 1.
+    if tcp_state == TCP_LISTEN {
+        if packet.tcp_flags & (SYN | ACK) != SYN | ACK {
+            return false;
+        }
+        if known.is_none() {
+            let mut mark = EMPTY;
+            mark.flags = flags::LISTENER;
+            unsafe { create(full, &mut mark) };
+        }
+        return true;
+    }
+    // 2.
+    if let Some(state) = known {
+        return state.flags & flags::ACCEPTED != 0
+            && !opens(packet.tcp_flags)
+            && state.remote_port_be == packet.destination_port_be
+            && state.remote[0] == packet.destination[0]
+            && state.remote[1] == packet.destination[1]
+            && state.remote[2] == packet.destination[2]
+            && state.remote[3] == packet.destination[3];
+    }
+    // 3.
+    if tcp_state == TCP_SYN_SENT || tcp_state == TCP_SYN_RECV || opens(packet.tcp_flags) {
+        return false;
+    }
+    unsafe { listens(skb, packet) }
+}
+
+/// Whether something listens on the packet's source port. The lookup asks for a peer that cannot exist, so that it finds a
+/// listener and not the connection itself.
+///
+/// # Safety
+///
+/// `skb` is the context of the running program.
+#[inline(always)]
+unsafe fn listens(skb: *mut __sk_buff, packet: &Packet) -> bool {
+    const NOWHERE_V4: u32 = u32::from_ne_bytes([192, 0, 2, 0]);
+    const NOWHERE_V6: [u32; 4] = [u32::from_ne_bytes([1, 0, 0, 0]), 0, 0, 0];
+    const PORT: u16 = 1u16.to_be();
+    let netns = BPF_F_CURRENT_NETNS as u64;
+    // SAFETY: the caller's promise; a found socket is released before the program ends.
+    unsafe {
+        let found = if packet.ipv6 {
+            let mut tuple = bpf_sock_tuple {
+                __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
+                    ipv6: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+                        saddr: NOWHERE_V6,
+                        daddr: packet.source,
+                        sport: PORT,
+                        dport: packet.source_port_be,
+                    },
+                },
+            };
+            let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>() as u32;
+            bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, size, netns, 0)
+        } else {
+            let mut tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: NOWHERE_V4,
+                daddr: packet.source[3],
+                sport: PORT,
+                dport: packet.source_port_be,
+            };
+            let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
+            bpf_skc_lookup_tcp(skb.cast(), (&raw mut tuple).cast(), size, netns, 0)
+        };
+        if found.is_null() {
+            return false;
+        }
+        let listening = (*found).state == TCP_LISTEN;
+        bpf_sk_release(found.cast());
+        listening
+    }
+}
+
+/// Nothing remembered.
+pub const EMPTY: SocketState = SocketState {
+    revision: 0,
+    valid_until: 0,
+    remote: [0; 4],
+    slot: 0,
+    rule: 0,
+    remote_port_be: 0,
+    protocol: 0,
+    flags: 0,
+    class: 0,
+    pad: [0; 3],
+};
+
+/// Makes the socket remember `value`, if it remembers nothing yet.
+#[inline(always)]
+unsafe fn create(sk: *mut bpf_sock, value: &mut SocketState) {
+    // SAFETY: `sk` is the running program's; the helper copies the value.
+    let made = unsafe {
+        bpf_sk_storage_get(
+            SOCKETS.as_ptr(),
+            sk.cast(),
+            core::ptr::from_mut(value).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    };
+    if made.is_null() {
+        count_node(node_counter::STORE_FAILED);
+    }
+}
+
+/// Keeps a verdict that lets a packet pass, where that pays: at once for TCP, from the second packet on for others, never for
+/// raw sockets and protocols without ports.
+///
+/// A kept verdict is never changed in place: a socket may send from several processors, and a reader must not see half of one
+/// verdict and half of another. A stale one is dropped and a new one put in its place.
+///
+/// # Safety
+///
+/// `skb` is the context of the running program, `sk` its socket and not null, `known` what it remembers.
+#[inline(always)]
+pub unsafe fn keep(
+    skb: *mut __sk_buff,
+    sk: *mut bpf_sock,
+    known: Option<&SocketState>,
+    packet: &Packet,
+    place: (u32, u64),
+    decision: &Decision,
+    accepted: bool,
+) {
+    if !keep_verdicts() || (packet.protocol != TCP && packet.protocol != UDP && packet.protocol != SCTP) {
+        return;
+    }
+    // SAFETY: the caller's promise, here and below.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    if full.is_null() {
+        return;
+    }
+    let (kind, tcp_state) = unsafe { ((*full).type_, (*full).state) };
+    if kind == SOCK_RAW || (kind == SOCK_STREAM && tcp_state == TCP_LISTEN) {
+        return;
+    }
+    if let Some(state) = known {
+        let same = state.remote_port_be == packet.destination_port_be
+            && state.protocol == packet.protocol
+            && state.remote[0] == packet.destination[0]
+            && state.remote[1] == packet.destination[1]
+            && state.remote[2] == packet.destination[2]
+            && state.remote[3] == packet.destination[3];
+        // A datagram socket that writes to many keeps what it has while that still holds.
+        if kind != SOCK_STREAM && !same && state.revision == place.1 {
+            return;
+        }
+        unsafe { bpf_sk_storage_delete(SOCKETS.as_ptr(), full.cast()) };
+    } else if kind != SOCK_STREAM {
+        let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+        let Some(recent) = RECENT.get_ptr_mut(cookie as u32 & (maps::RECENT - 1)) else { return };
+        // SAFETY: an element of a per-CPU map.
+        if unsafe { *recent } != cookie {
+            unsafe { *recent = cookie };
+            return;
+        }
+    }
+    let mut value = SocketState {
+        revision: place.1,
+        valid_until: decision.valid_until,
+        remote: packet.destination,
+        slot: place.0,
+        rule: decision.rule,
+        remote_port_be: packet.destination_port_be,
+        protocol: packet.protocol,
+        flags: if accepted { flags::ACCEPTED } else { 0 },
+        class: class(decision.verdict, decision.reason) as u8,
+        pad: [0; 3],
+    };
+    unsafe { create(full, &mut value) };
+}
+
+fn reply_key(
+    cgroup: u64,
+    remote: [u32; 4],
+    remote_port_be: u16,
+    local_port_be: u16,
+    protocol: u8,
+) -> ReplyKey {
+    ReplyKey { cgroup, remote, remote_port_be, local_port_be, protocol, pad: [0; 3] }
+}
+
+/// Whether the peer wrote to this port of the pod of late.
+#[inline(always)]
+pub fn is_datagram_reply(cgroup: u64, packet: &Packet) -> bool {
+    if packet.protocol != UDP && packet.protocol != SCTP {
+        return false;
+    }
+    let key = reply_key(
+        cgroup,
+        packet.destination,
+        packet.destination_port_be,
+        packet.source_port_be,
+        packet.protocol,
+    );
+    // SAFETY: the value is eight bytes, read at once.
+    let Some(seen) = (unsafe { REPLIES.get(&key) }) else { return false };
+    jiffies().wrapping_sub(*seen) < REPLY_WINDOW_SECONDS * ticks_per_second()
+}
+
+/// Remembers that a peer wrote to the pod.
+#[inline(always)]
+pub fn remember_datagram(cgroup: u64, packet: &Packet) {
+    let key =
+        reply_key(cgroup, packet.source, packet.source_port_be, packet.destination_port_be, packet.protocol);
+    let now = jiffies();
+    if let Some(seen) = REPLIES.get_ptr_mut(&key) {
+        // SAFETY: an aligned store of eight bytes into the map's value.
+        unsafe { core::ptr::write_volatile(seen, now) };
+    } else if REPLIES.insert(&key, &now, u64::from(BPF_ANY)).is_err() {
+        count_node(node_counter::STORE_FAILED);
+    }
+}
