@@ -4,4 +4,6 @@ pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod loader;
+pub mod cgroup;
+pub mod clock;
 pub mod object;
