@@ -1,6 +1,7 @@
 //! Every task of this repository: `cargo xtask` lists them.
 
 mod apt;
+mod apt_sources;
 mod build;
 mod lint;
 mod process;
