@@ -4,6 +4,4 @@ pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod loader;
-pub mod cgroup;
-pub mod clock;
 pub mod object;
