@@ -140,3 +140,50 @@ pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_failure_names_the_command_line() {
+        let error = run(&mut shell("exit 3")).expect_err("the command fails");
+        assert_eq!(error.to_string(), "`sh -c exit 3` failed: exit status: 3");
+    }
+
+    #[test]
+    fn every_line_of_both_streams_is_seen() {
+        let mut seen = Vec::new();
+        let status = stream_within(&mut shell("echo a; echo b >&2; printf c"), LIMIT, |line| {
+            seen.push(line.to_owned());
+        });
+        assert!(status.expect("the command runs").success());
+        seen.sort();
+        assert_eq!(seen, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn an_overdue_command_is_killed_with_what_it_started() {
+        // The grandchild holds the output open: only its death ends the reading.
+        let mut pid = String::new();
+        let mut command = shell("sleep 300 & echo $!; wait");
+        let outcome =
+            stream_within(&mut command, Duration::from_millis(300), |line| line.clone_into(&mut pid));
+        let error = outcome.expect_err("the command takes longer than it may");
+        assert!(error.to_string().contains("ran longer than"), "{error:#}");
+        // Once killed it is gone, or a zombie that waits for its new parent; the kernel takes a moment for that.
+        let runs =
+            || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while runs() {
+            assert!(Instant::now() < deadline, "process {pid} still runs");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

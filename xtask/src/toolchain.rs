@@ -64,6 +64,8 @@ fn ensure_rust_src(target: &Path, sources: &Path, version: &str) -> Result<()> {
     }
     eprintln!("the source of the core library is missing; trying `rustup component add rust-src`");
     let mut rustup = Command::new("rustup");
+    // A failed download is a sentence, not a stack trace.
+    rustup.env_remove("RUST_BACKTRACE");
     let by_rustup = process::run_within(rustup.args(["component", "add", "rust-src"]), RUSTUP_LIMIT);
     if present() {
         return Ok(());
@@ -79,10 +81,10 @@ fn ensure_rust_src(target: &Path, sources: &Path, version: &str) -> Result<()> {
     bail!(
         "the source of the core library is not in {}. Either of these installs it:\n  \
          rustup component add rust-src\n    (tried: {by_rustup})\n  \
-         apt-get install --target-release {} rust-src={version}*, linked as {}\n    (tried: {by_apt})",
+         apt-get install --target-release {} rust-src, then link /usr/src/rustc-{version}/library to the path above\n    \
+         (tried: {by_apt})",
         library.display(),
         apt::SUITE,
-        library.display(),
     )
 }
 
