@@ -1,10 +1,11 @@
 //! Programs we start: what failed is named with its whole command line.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
-use std::{fs, io, thread};
+use std::{fs, io, iter, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -135,9 +136,10 @@ fn parents() -> Result<Vec<(u32, u32)>> {
     Ok(parents)
 }
 
-/// Returns the command as a person would type it.
+/// Returns the command as a person would type it, without the folder of the program.
 pub(crate) fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program());
+    let words = iter::once(program.file_name().unwrap_or(program.as_os_str())).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 

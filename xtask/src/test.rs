@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use std::{env, fs};
@@ -47,7 +47,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             command.env(DATA, data);
         }
         let mut tally = Tally::default();
-        command.arg("--").args(&arguments.filter);
+        if !arguments.filter.is_empty() {
+            command.arg("--").args(&arguments.filter);
+        }
         let outcome = process::stream_within(command, LIMIT, |line| tally.see(line)).and_then(|status| {
             if !status.success() {
                 bail!("`{}` failed: {status}", process::line(command));
@@ -77,7 +79,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
 }
 
 /// Returns the directory that `EGRESS_DATA_DIR` names, or `shared/data` beside the checkout if it is there.
-fn data_directory(workspace: &Workspace) -> Option<std::path::PathBuf> {
+fn data_directory(workspace: &Workspace) -> Option<PathBuf> {
     if let Some(named) = env::var_os(DATA) {
         return Some(workspace.root.join(named));
     }
