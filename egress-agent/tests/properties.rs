@@ -76,6 +76,15 @@ fn scenarios_reach_every_outcome_often() {
         let scenario = strategy.new_tree(&mut runner).expect("the strategy filters nothing").current();
         for flow in &scenario.flows {
             let answer = expected(&scenario, flow, scenario.now);
+            assert!(
+                flow.port == 0 || [6, 17, 132].contains(&flow.protocol),
+                "only TCP, UDP and SCTP have ports: {flow:?}"
+            );
+            assert_eq!(
+                flow.destination.to_canonical(),
+                flow.destination,
+                "no flow goes to a v4-mapped address"
+            );
             *seen.entry((answer.verdict, answer.reason)).or_default() += 1;
             total += 1;
         }

@@ -219,6 +219,7 @@ fn port_spec() -> impl Strategy<Value = PortSpec> {
             numbered(protocol, PortMatch::Range(a.min(b), a.max(b)))
         }),
         2 => transport().prop_map(move |protocol| numbered(protocol, PortMatch::Any)),
+        2 => transport().prop_map(move |protocol| numbered(protocol, PortMatch::Range(1, u16::MAX))),
         3 => (transport(), port_name()).prop_map(move |(protocol, name)| numbered(protocol, PortMatch::Name(name))),
         2 => Just(PortSpec { protocol: Protocol::Icmp, port: PortMatch::Any }),
     ]
@@ -423,7 +424,7 @@ struct DraftSlice {
 }
 
 fn draft_slice() -> impl Strategy<Value = DraftSlice> {
-    let target = prop_oneof![1 => Just(None), 6 => port_number().prop_map(|port| Some(Some(port))), 1 => Just(Some(None))];
+    let target = prop_oneof![1 => Just(None), 6 => port_number().prop_map(|port| Some(Some(port))), 2 => Just(Some(None))];
     let stray = (port_name(), transport(), option::of(port_number()))
         .prop_map(|(name, protocol, port)| EndpointPort { name, protocol, port });
     (vec(target, 2..=2), option::weighted(0.1, stray), vec(draft_endpoint(), 0..=3))
