@@ -313,6 +313,12 @@ fn is_unspecified(target: &[u32; 4]) -> bool {
     target[0] | target[1] | target[3] == 0 && (target[2] == 0 || target[2] == V4_MAPPED_WORD)
 }
 
+/// Does nothing: what a program costs at least. For measurements, attached nowhere.
+#[cgroup_skb(egress)]
+pub fn floor(_ctx: SkBuffContext) -> i32 {
+    PASS
+}
+
 /// Leaves the kernel's two clocks in the settings, for the agent to relate them. Run by the agent, attached nowhere.
 #[classifier]
 pub fn clock(_ctx: TcContext) -> i32 {

@@ -288,6 +288,7 @@ impl Datapath {
             load_program(&mut bpf, program)?;
         }
         load_program(&mut bpf, "clock")?;
+        load_program(&mut bpf, "floor")?;
         let mut datapath =
             Self { bpf, links: BTreeMap::new(), pins: options.pins.clone(), taken_over, hz: 0 };
         datapath.hz = datapath.measure_hz()?;

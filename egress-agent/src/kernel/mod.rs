@@ -4,4 +4,5 @@ pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod loader;
+pub mod maps;
 pub mod object;
