@@ -4,3 +4,4 @@
 //! read manifests, talk to the kernel, and report.
 pub mod kernel;
 pub mod policy;
+pub mod telemetry;

@@ -1,0 +1,5 @@
+//! What the agent tells about itself: logs, metrics, health.
+
+pub mod log;
+pub mod metrics;
+pub mod server;
