@@ -227,19 +227,29 @@ pub fn find(explicit: Option<&Path>) -> Result<Kubepods, Error> {
 /// If it is not mounted, or only a part of it.
 pub fn hierarchy() -> Result<PathBuf, Error> {
     let mountinfo = fs::read(MOUNTINFO).map_err(|source| Error::Read { path: MOUNTINFO.into(), source })?;
-    let mounts = cgroup2_mounts(&mountinfo);
-    for mount in &mounts {
-        // What mountinfo calls the root depends on the reader's cgroup namespace: inside a private one the node's own mount
-        // has the root `/../..`, and the mount with the root `/` shows the container alone. The id tells them apart.
-        let metadata = metadata(&mount.point)?;
-        if metadata.ino() == ROOT_ID {
-            return Ok(mount.point.clone());
-        }
-    }
+    whole(cgroup2_mounts(&mountinfo), |point| Ok(metadata(point)?.ino()))
+}
+
+/// Returns where the first of the mounts is that shows the whole hierarchy, by the id of the folder it shows.
+///
+/// What mountinfo calls the root depends on the reader's cgroup namespace: inside a private one the node's own mount has
+/// the root `/../..`, and the mount with the root `/` shows the container alone. The id tells them apart.
+fn whole(mounts: Vec<Mount>, id: impl Fn(&Path) -> Result<u64, Error>) -> Result<PathBuf, Error> {
     if mounts.is_empty() {
         return Err(Error::NoCgroup2);
     }
-    Err(Error::PartOfHierarchy { mounts: mounts.into_iter().map(|mount| mount.point).collect() })
+    let mut unreadable = None;
+    for mount in &mounts {
+        match id(&mount.point) {
+            Ok(ROOT_ID) => return Ok(mount.point.clone()),
+            Ok(_) => {}
+            Err(error) => unreadable = Some(error),
+        }
+    }
+    // A mount that cannot be read may be the right one: that is then what has to be mended.
+    Err(unreadable.unwrap_or_else(|| Error::PartOfHierarchy {
+        mounts: mounts.into_iter().map(|mount| mount.point).collect(),
+    }))
 }
 
 /// Finds the kubepods cgroup below a folder of the cgroup v2 hierarchy whose depth is `level`.
@@ -685,6 +695,38 @@ mod tests {
             cgroup2_mounts(text.as_bytes()),
             [Mount { root: "/".into(), point: "/sys/fs/cgroup".into() }]
         );
+    }
+
+    #[test]
+    fn the_mount_of_the_whole_hierarchy_is_told_by_its_id() {
+        let text = "41 31 0:38 /../../.. /host rw - cgroup2 cgroup2 rw\n\
+                    42 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let find = |host: Option<u64>, own: u64| {
+            whole(cgroup2_mounts(text.as_bytes()), |point| match host {
+                _ if point != Path::new("/host") => Ok(own),
+                Some(id) => Ok(id),
+                None => Err(Error::Read {
+                    path: point.to_owned(),
+                    source: io::ErrorKind::PermissionDenied.into(),
+                }),
+            })
+        };
+        assert_eq!(
+            find(Some(1), 77).expect("the node's mount is there"),
+            Path::new("/host"),
+            "a private namespace"
+        );
+        assert_eq!(find(Some(77), 1).expect("the node's mount is there"), Path::new("/sys/fs/cgroup"));
+        assert_eq!(find(None, 1).expect("the node's mount is there"), Path::new("/sys/fs/cgroup"));
+        let error = find(Some(78), 77).expect_err("neither is whole").to_string();
+        for part in ["/host", "/sys/fs/cgroup", "hostPath", "private cgroup namespace"] {
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+        assert!(
+            matches!(find(None, 77), Err(Error::Read { .. })),
+            "what cannot be read may be the right one"
+        );
+        assert!(matches!(whole(Vec::new(), |_| Ok(1)), Err(Error::NoCgroup2)));
     }
 
     #[test]
