@@ -1,0 +1,7 @@
+//! Where Kubernetes objects turn into our own words. Knows nothing of the kernel.
+//!
+//! [`convert`] and [`network_policy`] are the only places that look inside Kubernetes types; [`manifests`] reads them from
+//! files.
+pub mod convert;
+pub mod manifests;
+pub mod network_policy;

@@ -1,0 +1,759 @@
+//! Keeps the [`Cluster`] up to date, one object at a time.
+//!
+//! Plain synchronous code that knows no client: a directory of manifests and API watches feed it alike. What it adds to a
+//! map of objects is memory: a policy that turns invalid keeps its last good version in force, and one that never had a
+//! good version fails closed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::{BitOr, BitOrAssign},
+    sync::Arc,
+};
+
+use super::{
+    cluster::{Cluster, EndpointSlice, Labels, Node, NsName, Pod, Service},
+    finding::{Finding, Severity},
+    model::{DefaultAction, LabelSelector, Mode, Policy, PolicyId, PolicyKind},
+};
+
+/// The kinds of object the index knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node.
+    Node,
+    /// `v1` ConfigMap.
+    ConfigMap,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
+}
+
+impl ObjectKind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::ConfigMap,
+        Self::NetworkPolicy,
+    ];
+
+    /// The word in a manifest's `kind`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ConfigMap => "ConfigMap",
+            Self::NetworkPolicy => "NetworkPolicy",
+        }
+    }
+
+    /// The manifest's `apiVersion`.
+    #[must_use]
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::Namespace | Self::Pod | Self::Service | Self::Node | Self::ConfigMap => "v1",
+        }
+    }
+}
+
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Names an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectKey {
+    /// A namespace.
+    Namespace(String),
+    /// A pod.
+    Pod(NsName),
+    /// A Service.
+    Service(NsName),
+    /// An EndpointSlice.
+    EndpointSlice(NsName),
+    /// A node.
+    Node(String),
+    /// A ConfigMap.
+    ConfigMap(NsName),
+    /// A NetworkPolicy.
+    NetworkPolicy(NsName),
+}
+
+impl ObjectKey {
+    /// Returns the kind of the object.
+    #[must_use]
+    pub const fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Namespace(_) => ObjectKind::Namespace,
+            Self::Pod(_) => ObjectKind::Pod,
+            Self::Service(_) => ObjectKind::Service,
+            Self::EndpointSlice(_) => ObjectKind::EndpointSlice,
+            Self::Node(_) => ObjectKind::Node,
+            Self::ConfigMap(_) => ObjectKind::ConfigMap,
+            Self::NetworkPolicy(_) => ObjectKind::NetworkPolicy,
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(name) | Self::Node(name) => write!(f, "{} {name}", self.kind()),
+            Self::Pod(id)
+            | Self::Service(id)
+            | Self::EndpointSlice(id)
+            | Self::ConfigMap(id)
+            | Self::NetworkPolicy(id) => write!(f, "{} {id}", self.kind()),
+        }
+    }
+}
+
+/// An object as the index takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A namespace.
+    Namespace {
+        /// Its name.
+        name: String,
+        /// Its labels.
+        labels: Labels,
+    },
+    /// A pod.
+    Pod(NsName, Pod),
+    /// A Service.
+    Service(NsName, Service),
+    /// An EndpointSlice.
+    EndpointSlice(NsName, EndpointSlice),
+    /// A node.
+    Node(String, Node),
+    /// A ConfigMap.
+    ConfigMap {
+        /// Its name.
+        id: NsName,
+        /// Whether it is labelled `egress-controller: managed`.
+        managed: bool,
+        /// The text under `policy.json`, if that key is there.
+        policy: Option<String>,
+    },
+    /// A NetworkPolicy: its egress half, nothing when it is not about egress.
+    NetworkPolicy(NsName, Result<Option<Policy>, Unreadable>),
+}
+
+impl Object {
+    /// Returns its name.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Namespace { name, .. } => ObjectKey::Namespace(name.clone()),
+            Self::Pod(id, _) => ObjectKey::Pod(id.clone()),
+            Self::Service(id, _) => ObjectKey::Service(id.clone()),
+            Self::EndpointSlice(id, _) => ObjectKey::EndpointSlice(id.clone()),
+            Self::Node(name, _) => ObjectKey::Node(name.clone()),
+            Self::ConfigMap { id, .. } => ObjectKey::ConfigMap(id.clone()),
+            Self::NetworkPolicy(id, _) => ObjectKey::NetworkPolicy(id.clone()),
+        }
+    }
+}
+
+/// A NetworkPolicy whose egress half cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct Unreadable {
+    /// Where in the object, such as `spec.egress[0].ports[1]`.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead, where that can be told.
+    pub hint: Option<String>,
+    /// Its `podSelector`, when that much could be read: the pods that are denied while there is no good version. Without
+    /// it those are all pods of the namespace.
+    pub selector: Option<LabelSelector>,
+}
+
+/// What a call has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "a change that is not acted on leaves the kernel with an older state"]
+pub struct Change {
+    /// The [`Cluster`] differs, so policies have to be compiled again.
+    pub cluster: bool,
+    /// The [problems](Index::problems) differ, so they have to be reported again.
+    pub problems: bool,
+}
+
+impl Change {
+    /// Nothing.
+    pub const NONE: Self = Self { cluster: false, problems: false };
+
+    /// Returns whether anything changed.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.cluster || self.problems
+    }
+
+    const fn cluster(changed: bool) -> Self {
+        Self { cluster: changed, problems: false }
+    }
+}
+
+impl BitOr for Change {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self { cluster: self.cluster || other.cluster, problems: self.problems || other.problems }
+    }
+}
+
+impl BitOrAssign for Change {
+    fn bitor_assign(&mut self, other: Self) {
+        *self = *self | other;
+    }
+}
+
+/// Which version of a policy holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InForce {
+    /// The one that is there now.
+    Current,
+    /// The one that is there now is invalid; the last good one holds.
+    Earlier,
+    /// There never was a good one. A ConfigMap is in [`Cluster::broken`]; of a NetworkPolicy the selected pods are denied.
+    Nothing,
+}
+
+/// What there is to say about one policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem<'a> {
+    /// The policy.
+    pub policy: &'a PolicyId,
+    /// Errors and warnings of the version that is there now.
+    pub findings: &'a [Finding],
+    /// What holds.
+    pub in_force: InForce,
+}
+
+/// What is remembered of an object that carries a policy.
+#[derive(Debug)]
+struct Source {
+    /// The text of a ConfigMap, so that it is parsed only when it changes.
+    text: Option<String>,
+    findings: Vec<Finding>,
+    in_force: InForce,
+}
+
+/// Reads the text of a policy: the policy if it is valid, and what there is to say about it.
+pub type ParsePolicy = fn(&NsName, &str) -> (Option<Policy>, Vec<Finding>);
+
+/// The cluster's state and what is needed to keep it up to date.
+#[derive(Debug)]
+pub struct Index {
+    parse: ParsePolicy,
+    cluster: Cluster,
+    sources: BTreeMap<PolicyId, Source>,
+}
+
+impl Index {
+    /// Returns an empty one.
+    #[must_use]
+    pub fn new(parse: ParsePolicy) -> Self {
+        Self { parse, cluster: Cluster::default(), sources: BTreeMap::new() }
+    }
+
+    /// Returns the state so far.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Returns every policy about which there is something to say, in policy order.
+    pub fn problems(&self) -> impl Iterator<Item = Problem<'_>> {
+        self.sources
+            .iter()
+            .filter(|(_, source)| !source.findings.is_empty() || source.in_force != InForce::Current)
+            .map(|(policy, source)| Problem { policy, findings: &source.findings, in_force: source.in_force })
+    }
+
+    /// Takes an object in its present version.
+    pub fn apply(&mut self, object: Object) -> Change {
+        let cluster = &mut self.cluster;
+        match object {
+            Object::Namespace { name, labels } => Change::cluster(put(&mut cluster.namespaces, name, labels)),
+            Object::Pod(id, pod) => Change::cluster(put(&mut cluster.pods, id, pod)),
+            Object::Service(id, service) => Change::cluster(put(&mut cluster.services, id, service)),
+            Object::EndpointSlice(id, slice) => Change::cluster(put(&mut cluster.slices, id, slice)),
+            Object::Node(name, node) => Change::cluster(put(&mut cluster.nodes, name, node)),
+            Object::ConfigMap { id, managed: false, .. } => self.delete(&ObjectKey::ConfigMap(id)),
+            Object::ConfigMap { id, managed: true, policy } => self.apply_config_map(id, policy),
+            Object::NetworkPolicy(id, policy) => self.apply_network_policy(id, policy),
+        }
+    }
+
+    /// Forgets an object, and with it the last good version of a policy.
+    pub fn delete(&mut self, key: &ObjectKey) -> Change {
+        let cluster = &mut self.cluster;
+        match key {
+            ObjectKey::Namespace(name) => Change::cluster(cluster.namespaces.remove(name).is_some()),
+            ObjectKey::Pod(id) => Change::cluster(cluster.pods.remove(id).is_some()),
+            ObjectKey::Service(id) => Change::cluster(cluster.services.remove(id).is_some()),
+            ObjectKey::EndpointSlice(id) => Change::cluster(cluster.slices.remove(id).is_some()),
+            ObjectKey::Node(name) => Change::cluster(cluster.nodes.remove(name).is_some()),
+            ObjectKey::ConfigMap(id) => {
+                let mut change = self.delete_policy(PolicyKind::ConfigMap, id);
+                change.cluster |= self.cluster.broken.remove(id);
+                change
+            }
+            ObjectKey::NetworkPolicy(id) => self.delete_policy(PolicyKind::NetworkPolicy, id),
+        }
+    }
+
+    /// Makes `objects` all there is of `kind`, as after a fresh list: the others of that kind are deleted.
+    ///
+    /// Objects of other kinds in the list are applied like any.
+    pub fn replace(&mut self, kind: ObjectKind, objects: impl IntoIterator<Item = Object>) -> Change {
+        let mut present = BTreeSet::new();
+        let mut change = Change::NONE;
+        for object in objects {
+            present.insert(object.key());
+            change |= self.apply(object);
+        }
+        change | self.retain(kind, |key| present.contains(key))
+    }
+
+    /// Deletes the objects of `kind` for which `keep` says no.
+    ///
+    /// For a list that comes in pieces: apply each piece, note the keys, then retain those.
+    pub fn retain(&mut self, kind: ObjectKind, mut keep: impl FnMut(&ObjectKey) -> bool) -> Change {
+        let mut change = Change::NONE;
+        for key in self.keys(kind) {
+            if !keep(&key) {
+                change |= self.delete(&key);
+            }
+        }
+        change
+    }
+
+    /// Returns the objects of one kind. ConfigMaps that are not managed are not among them.
+    #[must_use]
+    pub fn keys(&self, kind: ObjectKind) -> Vec<ObjectKey> {
+        let cluster = &self.cluster;
+        let of = |wanted: PolicyKind| {
+            self.sources.keys().filter(move |policy| policy.kind == wanted).map(|policy| policy.id.clone())
+        };
+        match kind {
+            ObjectKind::Namespace => cluster.namespaces.keys().cloned().map(ObjectKey::Namespace).collect(),
+            ObjectKind::Pod => cluster.pods.keys().cloned().map(ObjectKey::Pod).collect(),
+            ObjectKind::Service => cluster.services.keys().cloned().map(ObjectKey::Service).collect(),
+            ObjectKind::EndpointSlice => {
+                cluster.slices.keys().cloned().map(ObjectKey::EndpointSlice).collect()
+            }
+            ObjectKind::Node => cluster.nodes.keys().cloned().map(ObjectKey::Node).collect(),
+            ObjectKind::ConfigMap => of(PolicyKind::ConfigMap).map(ObjectKey::ConfigMap).collect(),
+            ObjectKind::NetworkPolicy => {
+                of(PolicyKind::NetworkPolicy).map(ObjectKey::NetworkPolicy).collect()
+            }
+        }
+    }
+
+    fn apply_config_map(&mut self, id: NsName, text: Option<String>) -> Change {
+        let policy_id = PolicyId { kind: PolicyKind::ConfigMap, id };
+        if self.sources.get(&policy_id).is_some_and(|source| source.text == text) {
+            return Change::NONE;
+        }
+        let (policy, findings) = match &text {
+            Some(text) => (self.parse)(&policy_id.id, text),
+            None => (None, vec![missing_key()]),
+        };
+        let (changed, in_force) = match policy {
+            Some(policy) => {
+                let was_broken = self.cluster.broken.remove(&policy_id.id);
+                (self.put_policy(&policy_id, policy) || was_broken, InForce::Current)
+            }
+            None if self.cluster.policies.contains_key(&policy_id) => (false, InForce::Earlier),
+            None => (self.cluster.broken.insert(policy_id.id.clone()), InForce::Nothing),
+        };
+        let problems = self.remember(policy_id, Source { text, findings, in_force });
+        Change { cluster: changed, problems }
+    }
+
+    fn apply_network_policy(&mut self, id: NsName, policy: Result<Option<Policy>, Unreadable>) -> Change {
+        let policy_id = PolicyId { kind: PolicyKind::NetworkPolicy, id };
+        let had_good = self.sources.get(&policy_id).is_some_and(|source| source.in_force != InForce::Nothing);
+        let (changed, findings, in_force) = match policy {
+            Ok(Some(policy)) => (self.put_policy(&policy_id, policy), Vec::new(), InForce::Current),
+            Ok(None) => (self.cluster.policies.remove(&policy_id).is_some(), Vec::new(), InForce::Current),
+            Err(fault) if had_good => (false, vec![unreadable(fault)], InForce::Earlier),
+            Err(mut fault) => {
+                let selector = fault.selector.take().unwrap_or_default();
+                let changed = self.put_policy(&policy_id, deny_all(policy_id.clone(), selector));
+                (changed, vec![unreadable(fault)], InForce::Nothing)
+            }
+        };
+        let problems = self.remember(policy_id, Source { text: None, findings, in_force });
+        Change { cluster: changed, problems }
+    }
+
+    /// Puts a policy in force. An equal one keeps its place in memory, so that whoever holds it can tell by its address.
+    fn put_policy(&mut self, id: &PolicyId, policy: Policy) -> bool {
+        if self.cluster.policies.get(id).is_some_and(|present| **present == policy) {
+            return false;
+        }
+        self.cluster.policies.insert(id.clone(), Arc::new(policy));
+        true
+    }
+
+    /// Returns whether the problems differ.
+    fn remember(&mut self, id: PolicyId, source: Source) -> bool {
+        let quiet = |source: &Source| source.findings.is_empty() && source.in_force == InForce::Current;
+        let changed = match self.sources.get(&id) {
+            Some(before) => before.findings != source.findings || before.in_force != source.in_force,
+            None => !quiet(&source),
+        };
+        self.sources.insert(id, source);
+        changed
+    }
+
+    fn delete_policy(&mut self, kind: PolicyKind, id: &NsName) -> Change {
+        let policy_id = PolicyId { kind, id: id.clone() };
+        let problems = self
+            .sources
+            .remove(&policy_id)
+            .is_some_and(|source| !source.findings.is_empty() || source.in_force != InForce::Current);
+        Change { cluster: self.cluster.policies.remove(&policy_id).is_some(), problems }
+    }
+}
+
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
+    if map.get(&key) == Some(&value) {
+        return false;
+    }
+    map.insert(key, value);
+    true
+}
+
+/// What a NetworkPolicy without any good version is taken for.
+fn deny_all(id: PolicyId, selector: LabelSelector) -> Policy {
+    Policy {
+        id,
+        mode: Mode::Enforce,
+        default_action: DefaultAction::Deny,
+        selector,
+        cluster_dns: false,
+        own_node: true,
+        rules: Vec::new(),
+    }
+}
+
+fn missing_key() -> Finding {
+    Finding {
+        severity: Severity::Error,
+        path: String::new(),
+        line: 0,
+        column: 0,
+        message: "no text under `policy.json`".into(),
+        hint: Some(
+            "put the policy under that key, or take the label `egress-controller: managed` off".into(),
+        ),
+    }
+}
+
+fn unreadable(fault: Unreadable) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        path: fault.path,
+        line: 0,
+        column: 0,
+        message: fault.message,
+        hint: fault.hint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::model::Operator, super::model::Requirement, *};
+
+    /// Takes any text that does not begin with `bad` for a policy selecting `app: <text>`; `warn` draws a warning.
+    fn parse(id: &NsName, text: &str) -> (Option<Policy>, Vec<Finding>) {
+        let finding = |severity| Finding {
+            severity,
+            path: String::new(),
+            line: 1,
+            column: 1,
+            message: text.to_owned(),
+            hint: None,
+        };
+        if text.starts_with("bad") {
+            return (None, vec![finding(Severity::Error)]);
+        }
+        let policy = mk_policy(PolicyKind::ConfigMap, id, text.trim_end());
+        let warnings = if text.starts_with("warn") { vec![finding(Severity::Warning)] } else { Vec::new() };
+        (Some(policy), warnings)
+    }
+
+    fn mk_policy(kind: PolicyKind, id: &NsName, app: &str) -> Policy {
+        let mut policy = deny_all(PolicyId { kind, id: id.clone() }, selector(app));
+        policy.own_node = kind == PolicyKind::NetworkPolicy;
+        policy
+    }
+
+    fn selector(app: &str) -> LabelSelector {
+        LabelSelector { match_labels: vec![("app".into(), app.into())], match_expressions: Vec::new() }
+    }
+
+    fn mk_pod(name: &str, ip: &str) -> Object {
+        let pod =
+            Pod { uid: name.into(), ips: vec![ip.parse().expect("a literal address")], ..Pod::default() };
+        Object::Pod(NsName::new("ns", name), pod)
+    }
+
+    fn mk_config_map(name: &str, text: &str) -> Object {
+        Object::ConfigMap { id: NsName::new("ns", name), managed: true, policy: Some(text.into()) }
+    }
+
+    fn mk_fault(selector: Option<LabelSelector>) -> Unreadable {
+        Unreadable { path: "spec".into(), message: "wrong".into(), hint: None, selector }
+    }
+
+    fn config_map_id(name: &str) -> PolicyId {
+        PolicyId { kind: PolicyKind::ConfigMap, id: NsName::new("ns", name) }
+    }
+
+    fn network_policy_id(name: &str) -> PolicyId {
+        PolicyId { kind: PolicyKind::NetworkPolicy, id: NsName::new("ns", name) }
+    }
+
+    fn in_force(index: &Index, id: &PolicyId) -> Option<InForce> {
+        index.problems().find(|problem| problem.policy == id).map(|problem| problem.in_force)
+    }
+
+    const BOTH: Change = Change { cluster: true, problems: true };
+    const CLUSTER: Change = Change { cluster: true, problems: false };
+    const PROBLEMS: Change = Change { cluster: false, problems: true };
+
+    #[test]
+    fn every_kind_is_put_replaced_and_deleted() {
+        let mut index = Index::new(parse);
+        let id = NsName::new("ns", "x");
+        let address = "10.0.0.1".parse().expect("a literal address");
+        let objects = [
+            (
+                Object::Namespace { name: "ns".into(), labels: Labels::new() },
+                Object::Namespace { name: "ns".into(), labels: Labels::from([("a".into(), "b".into())]) },
+            ),
+            (mk_pod("x", "10.0.0.1"), mk_pod("x", "10.0.0.2")),
+            (
+                Object::Service(id.clone(), Service::default()),
+                Object::Service(id.clone(), Service { cluster_ips: vec![address], ..Service::default() }),
+            ),
+            (
+                Object::EndpointSlice(id.clone(), EndpointSlice::default()),
+                Object::EndpointSlice(
+                    id.clone(),
+                    EndpointSlice { addresses: vec![address], ..EndpointSlice::default() },
+                ),
+            ),
+            (
+                Object::Node("n".into(), Node::default()),
+                Object::Node("n".into(), Node { addresses: vec![address], ..Node::default() }),
+            ),
+            (mk_config_map("x", "one"), mk_config_map("x", "two")),
+            (
+                Object::NetworkPolicy(id.clone(), Ok(Some(mk_policy(PolicyKind::NetworkPolicy, &id, "one")))),
+                Object::NetworkPolicy(id.clone(), Ok(Some(mk_policy(PolicyKind::NetworkPolicy, &id, "two")))),
+            ),
+        ];
+        for (first, second) in objects {
+            let key = first.key();
+            assert_eq!(index.apply(first.clone()), CLUSTER, "{key} is new");
+            assert_eq!(index.apply(first.clone()), Change::NONE, "{key} is the same as before");
+            assert_eq!(index.apply(second), CLUSTER, "{key} differs");
+            assert_eq!(index.keys(key.kind()), vec![key.clone()]);
+            assert_eq!(index.delete(&key), CLUSTER, "{key} goes");
+            assert_eq!(index.delete(&key), Change::NONE, "{key} is gone already");
+            assert!(index.keys(key.kind()).is_empty());
+        }
+    }
+
+    #[test]
+    fn an_invalid_config_map_keeps_its_last_good_version() {
+        let mut index = Index::new(parse);
+        let id = config_map_id("p");
+        assert_eq!(index.apply(mk_config_map("p", "one")), CLUSTER);
+        assert_eq!(index.apply(mk_config_map("p", "bad")), PROBLEMS, "the state stays, the report changes");
+        assert_eq!(index.cluster().policies[&id].selector, selector("one"));
+        assert!(index.cluster().broken.is_empty());
+        assert_eq!(in_force(&index, &id), Some(InForce::Earlier));
+        assert_eq!(index.apply(mk_config_map("p", "bad")), Change::NONE);
+        assert_eq!(index.apply(mk_config_map("p", "bad again")), PROBLEMS, "other findings are news");
+        assert_eq!(index.apply(mk_config_map("p", "two")), BOTH);
+        assert_eq!(index.cluster().policies[&id].selector, selector("two"));
+        assert_eq!(index.problems().count(), 0);
+    }
+
+    #[test]
+    fn a_config_map_without_a_good_version_is_broken_until_it_has_one() {
+        let mut index = Index::new(parse);
+        let id = config_map_id("p");
+        assert_eq!(index.apply(mk_config_map("p", "bad")), BOTH);
+        assert!(index.cluster().broken.contains(&id.id));
+        assert_eq!(in_force(&index, &id), Some(InForce::Nothing));
+        assert_eq!(index.apply(mk_config_map("p", "bad two")), PROBLEMS);
+        assert_eq!(index.apply(mk_config_map("p", "one")), BOTH);
+        assert!(index.cluster().broken.is_empty(), "a good version ends it");
+        assert_eq!(index.problems().count(), 0);
+
+        assert_eq!(index.apply(mk_config_map("q", "bad")), BOTH);
+        assert_eq!(index.delete(&ObjectKey::ConfigMap(NsName::new("ns", "q"))), BOTH);
+        assert!(index.cluster().broken.is_empty(), "deleting the ConfigMap ends it too");
+        assert_eq!(index.problems().count(), 0);
+    }
+
+    #[test]
+    fn a_managed_config_map_without_the_key_is_invalid() {
+        let mut index = Index::new(parse);
+        let object = Object::ConfigMap { id: NsName::new("ns", "p"), managed: true, policy: None };
+        assert_eq!(index.apply(object.clone()), BOTH);
+        assert!(index.cluster().broken.contains(&NsName::new("ns", "p")));
+        assert!(
+            index.problems().next().expect("it is a problem").findings[0].message.contains("policy.json")
+        );
+        assert_eq!(index.apply(mk_config_map("p", "one")), BOTH);
+        assert_eq!(index.apply(object), PROBLEMS);
+        assert_eq!(in_force(&index, &config_map_id("p")), Some(InForce::Earlier));
+        assert!(index.cluster().policies.contains_key(&config_map_id("p")));
+    }
+
+    #[test]
+    fn a_config_map_that_is_not_managed_counts_as_deleted() {
+        let mut index = Index::new(parse);
+        let unmanaged = |text: &str| Object::ConfigMap {
+            id: NsName::new("ns", "p"),
+            managed: false,
+            policy: Some(text.into()),
+        };
+        assert_eq!(index.apply(unmanaged("bad")), Change::NONE);
+        assert_eq!(index.apply(mk_config_map("p", "one")), CLUSTER);
+        assert_eq!(index.apply(unmanaged("one")), CLUSTER, "taking the label off takes the policy off");
+        assert!(index.cluster().policies.is_empty());
+        assert_eq!(index.apply(mk_config_map("p", "bad")), BOTH);
+        assert!(
+            index.cluster().broken.contains(&NsName::new("ns", "p")),
+            "the earlier good version is forgotten"
+        );
+    }
+
+    #[test]
+    fn a_text_that_means_the_same_changes_nothing() {
+        let mut index = Index::new(parse);
+        let id = config_map_id("p");
+        assert_eq!(index.apply(mk_config_map("p", "one")), CLUSTER);
+        let before = Arc::clone(&index.cluster().policies[&id]);
+        assert_eq!(index.apply(mk_config_map("p", "one ")), Change::NONE);
+        assert!(Arc::ptr_eq(&before, &index.cluster().policies[&id]));
+    }
+
+    #[test]
+    fn warnings_are_problems_of_a_policy_in_force() {
+        let mut index = Index::new(parse);
+        assert_eq!(index.apply(mk_config_map("p", "warn")), BOTH);
+        assert_eq!(in_force(&index, &config_map_id("p")), Some(InForce::Current));
+        assert_eq!(index.apply(mk_config_map("p", "one")), BOTH);
+        assert_eq!(index.problems().count(), 0);
+    }
+
+    #[test]
+    fn an_unreadable_network_policy_fails_closed_or_keeps_the_good_one() {
+        let mut index = Index::new(parse);
+        let id = network_policy_id("p");
+        let apply = |index: &mut Index, policy| index.apply(Object::NetworkPolicy(id.id.clone(), policy));
+
+        let odd = LabelSelector {
+            match_labels: Vec::new(),
+            match_expressions: vec![Requirement { key: "k".into(), operator: Operator::Exists }],
+        };
+        assert_eq!(apply(&mut index, Err(mk_fault(Some(odd.clone())))), BOTH);
+        let policy = &index.cluster().policies[&id];
+        assert_eq!(policy.selector, odd, "the pods it selects are denied");
+        assert_eq!((policy.mode, policy.default_action), (Mode::Enforce, DefaultAction::Deny));
+        assert!(policy.rules.is_empty() && !policy.cluster_dns);
+        assert_eq!(in_force(&index, &id), Some(InForce::Nothing));
+
+        assert_eq!(
+            apply(&mut index, Err(mk_fault(None))),
+            CLUSTER,
+            "still no good version, so the stand-in follows"
+        );
+        assert!(index.cluster().policies[&id].selector.is_empty(), "all pods of the namespace");
+
+        let good = mk_policy(PolicyKind::NetworkPolicy, &id.id, "one");
+        assert_eq!(apply(&mut index, Ok(Some(good.clone()))), BOTH);
+        assert_eq!(apply(&mut index, Err(mk_fault(None))), PROBLEMS);
+        assert_eq!(*index.cluster().policies[&id], good, "the good version stays");
+        assert_eq!(in_force(&index, &id), Some(InForce::Earlier));
+        assert_eq!(apply(&mut index, Err(mk_fault(None))), Change::NONE);
+
+        assert_eq!(apply(&mut index, Ok(None)), BOTH, "it is not about egress any more");
+        assert!(index.cluster().policies.is_empty());
+        assert_eq!(apply(&mut index, Err(mk_fault(None))), PROBLEMS, "the good version had no egress");
+        assert!(index.cluster().policies.is_empty());
+        assert_eq!(index.delete(&ObjectKey::NetworkPolicy(id.id.clone())), PROBLEMS);
+        assert_eq!(
+            apply(&mut index, Err(mk_fault(None))),
+            BOTH,
+            "a new object of that name has no good version"
+        );
+    }
+
+    #[test]
+    fn a_fresh_list_deletes_what_is_not_in_it() {
+        let mut index = Index::new(parse);
+        assert_eq!(
+            index.replace(ObjectKind::Pod, [mk_pod("a", "10.0.0.1"), mk_pod("b", "10.0.0.2")]),
+            CLUSTER
+        );
+        assert_eq!(index.apply(mk_config_map("p", "bad")), BOTH);
+        assert_eq!(
+            index.replace(ObjectKind::Pod, [mk_pod("a", "10.0.0.1"), mk_pod("b", "10.0.0.2")]),
+            Change::NONE,
+            "the same list again"
+        );
+        assert_eq!(
+            index.replace(ObjectKind::Pod, [mk_pod("b", "10.0.0.2"), mk_pod("c", "10.0.0.3")]),
+            CLUSTER
+        );
+        let names: Vec<_> = index.cluster().pods.keys().map(|id| id.name.as_str()).collect();
+        assert_eq!(names, ["b", "c"]);
+        assert!(index.cluster().broken.contains(&NsName::new("ns", "p")), "other kinds are left alone");
+        assert_eq!(index.replace(ObjectKind::ConfigMap, [mk_config_map("q", "one")]), BOTH);
+        assert!(index.cluster().broken.is_empty());
+        assert_eq!(index.replace(ObjectKind::ConfigMap, []), CLUSTER);
+        assert!(index.cluster().policies.is_empty());
+        assert_eq!(index.retain(ObjectKind::Pod, |_| false), CLUSTER);
+        assert!(index.cluster().pods.is_empty());
+    }
+
+    #[test]
+    fn a_fresh_list_keeps_the_last_good_version() {
+        let mut index = Index::new(parse);
+        assert_eq!(index.apply(mk_config_map("p", "one")), CLUSTER);
+        assert_eq!(index.replace(ObjectKind::ConfigMap, [mk_config_map("p", "bad")]), PROBLEMS);
+        assert_eq!(index.cluster().policies[&config_map_id("p")].selector, selector("one"));
+    }
+}
