@@ -241,7 +241,7 @@ impl<'a> Directory<'a> {
     ) -> Vec<&'a Pod> {
         let mut chosen: HashMap<&str, bool> = HashMap::new();
         let candidates = self.cluster.pods.iter().filter(|(_, pod)| {
-            !pod.finished && !(pod.host_network && asker.kind == PolicyKind::NetworkPolicy)
+            !(pod.finished || pod.host_network && asker.kind == PolicyKind::NetworkPolicy)
         });
         let of_namespaces = candidates.filter(|(name, _)| match namespaces {
             None => name.namespace == asker.namespace,
