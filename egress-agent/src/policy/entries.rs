@@ -616,7 +616,7 @@ impl Content {
         };
         Self::canonical(
             (default(set.default_deny), default(set.audit_default_deny)),
-            set.lists.iter().map(|list| list.iter().map(plain).collect()).collect(),
+            &set.lists.iter().map(|list| list.iter().map(plain).collect()).collect::<Vec<_>>(),
             set.exact.clone(),
             set.prefixes.clone(),
         )
@@ -665,16 +665,16 @@ impl Content {
         for (bits, key, span) in &set.prefixes {
             prefixes.push((octets(key.address), u8::try_from(bits.checked_sub(32)?).ok()?, place(*span)?));
         }
-        Some(Self::canonical(defaults, lists, exact, prefixes))
+        Some(Self::canonical(defaults, &lists, exact, prefixes))
     }
 
     fn canonical(
         (default_deny, audit_default_deny): (Option<u64>, Option<u64>),
-        lists: Vec<Vec<PlainEntry>>,
+        lists: &[Vec<PlainEntry>],
         mut exact: Vec<([u8; 16], u32)>,
         mut prefixes: Vec<([u8; 16], u8, u32)>,
     ) -> Self {
-        let mut sorted = lists.clone();
+        let mut sorted = lists.to_vec();
         sorted.sort_unstable();
         sorted.dedup();
         let places: Vec<u32> = lists
