@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     cluster::{Cluster, EndpointSlice, Labels, Node, NsName, Pod, Service},
+    document,
     finding::{Finding, Severity},
     model::{DefaultAction, LabelSelector, Mode, Policy, PolicyId, PolicyKind},
 };
@@ -270,8 +271,18 @@ pub struct Index {
     sources: BTreeMap<PolicyId, Source>,
 }
 
+impl Default for Index {
+    /// Returns an empty one that reads policies with [`document::parse`].
+    fn default() -> Self {
+        Self::new(|id, text| {
+            let parsed = document::parse(id, text);
+            (parsed.policy, parsed.findings)
+        })
+    }
+}
+
 impl Index {
-    /// Returns an empty one.
+    /// Returns an empty one that reads policies with `parse`.
     #[must_use]
     pub fn new(parse: ParsePolicy) -> Self {
         Self { parse, cluster: Cluster::default(), sources: BTreeMap::new() }
