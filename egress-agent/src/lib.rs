@@ -2,6 +2,10 @@
 //!
 //! [`policy`] is the pure core: text and cluster state in, map entries and verdicts out. The other modules are thin: they
 //! read manifests, talk to the kernel, and report.
+pub mod agent;
+pub mod cli;
+pub mod k8s;
 pub mod kernel;
 pub mod policy;
 pub mod telemetry;
+pub mod watch;

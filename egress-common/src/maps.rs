@@ -44,6 +44,8 @@ pub mod name {
     pub const COUNTERS: &str = "COUNTERS";
     /// PERCPU_ARRAY: rule slot to [`super::Counter`].
     pub const RULE_COUNTERS: &str = "RULE_COUNTERS";
+    /// ARRAY: rule slot to the identity of the rule it stands for (`u64`). For the agent that takes over; no program reads it.
+    pub const RULE_IDENTITIES: &str = "RULE_IDENTITIES";
     /// PERCPU_ARRAY: [`super::node_counter`] to `u64`.
     pub const NODE_COUNTERS: &str = "NODE_COUNTERS";
     /// PERCPU_ARRAY: socket cookie modulo [`super::RECENT`] to the last such cookie (`u64`): tells a socket's second packet

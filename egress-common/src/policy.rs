@@ -29,7 +29,7 @@ pub const ADDRESS_KEY_BITS: u32 = 160;
 
 /// Where the rules of an address stand in the rules map. The value of the exact and the LPM map.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Span {
     /// Index of the first [`RuleEntry`].
     pub offset: u32,

@@ -59,6 +59,10 @@ pub static COUNTERS: PerCpuArray<Counter, { ENDPOINTS_MAX * CLASSES as usize }> 
 #[btf_map]
 pub static RULE_COUNTERS: PerCpuArray<Counter, { capacity::RULE_SLOTS as usize }> = PerCpuArray::new();
 
+/// Which rule a slot stands for. Agent writes; the agent that takes over reads.
+#[btf_map]
+pub static RULE_IDENTITIES: Array<u64, { capacity::RULE_SLOTS as usize }> = Array::new();
+
 /// Losses and failures of the node. Programs write, agent reads.
 #[btf_map]
 pub static NODE_COUNTERS: PerCpuArray<u64, { node_counter::COUNT as usize }> = PerCpuArray::new();

@@ -42,7 +42,7 @@ pub const ATTACHED: [(&str, AttachType); 7] = [
 ];
 
 /// Every map, by name.
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 16] = [
     name::PODS,
     name::REVISIONS,
     name::ENDPOINTS,
@@ -53,6 +53,7 @@ const MAPS: [&str; 15] = [
     name::REPLIES,
     name::COUNTERS,
     name::RULE_COUNTERS,
+    name::RULE_IDENTITIES,
     name::NODE_COUNTERS,
     name::RECENT,
     name::BUCKETS,
@@ -187,7 +188,7 @@ impl Default for Capacities {
 }
 
 impl Capacities {
-    fn of_map(&self) -> [(&'static str, u32); 10] {
+    fn of_map(&self) -> [(&'static str, u32); 11] {
         [
             (name::PODS, self.endpoints),
             (name::REVISIONS, self.endpoints),
@@ -198,6 +199,7 @@ impl Capacities {
             (name::PREFIXES, self.prefixes),
             (name::RULES, self.rules),
             (name::RULE_COUNTERS, self.rule_slots),
+            (name::RULE_IDENTITIES, self.rule_slots),
             (name::REPLIES, self.replies),
         ]
     }

@@ -25,6 +25,7 @@ pub struct Maps {
     rules: Array<MapData, RuleEntry>,
     counters: PerCpuArray<MapData, Counter>,
     rule_counters: PerCpuArray<MapData, Counter>,
+    rule_identities: Array<MapData, u64>,
     node_counters: PerCpuArray<MapData, u64>,
     processors: usize,
 }
@@ -63,6 +64,8 @@ pub struct Contents {
     pub exact: Vec<(AddressKey, Span)>,
     /// Prefixes: length, key, span.
     pub prefixes: Vec<(u32, AddressKey, Span)>,
+    /// Identity by rule slot, for the slots that ever stood for a rule.
+    pub identities: Vec<(u64, u32)>,
 }
 
 impl Maps {
@@ -78,8 +81,11 @@ impl Maps {
                     .map_err(|source| LoadError::Map { map: $name, source })?
             };
         }
-        let processors = aya::util::nr_cpus()
-            .map_err(|(path, source)| LoadError::File { action: "reading", path: path.into(), source })?;
+        let processors = aya::util::nr_cpus().map_err(|(path, source)| LoadError::File {
+            action: "reading",
+            path: path.into(),
+            source,
+        })?;
         Ok(Self {
             pods: take!(HashMap, name::PODS),
             revisions: take!(Array, name::REVISIONS),
@@ -89,6 +95,7 @@ impl Maps {
             rules: take!(Array, name::RULES),
             counters: take!(PerCpuArray, name::COUNTERS),
             rule_counters: take!(PerCpuArray, name::RULE_COUNTERS),
+            rule_identities: take!(Array, name::RULE_IDENTITIES),
             node_counters: take!(PerCpuArray, name::NODE_COUNTERS),
             processors,
         })
@@ -108,7 +115,11 @@ impl Maps {
     /// the flags say now.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
-        Sizes { endpoints: self.revisions.len(), rules: self.rules.len(), rule_slots: self.rule_counters.len() }
+        Sizes {
+            endpoints: self.revisions.len(),
+            rules: self.rules.len(),
+            rule_slots: self.rule_counters.len(),
+        }
     }
 
     /// Writes a block of rule entries from `offset` on. Nothing may point there yet.
@@ -198,6 +209,19 @@ impl Maps {
         self.pods.insert(cgroup, slot, 0).map_err(refused(name::PODS))
     }
 
+    /// Returns the slot of a pod, if it is known.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn slot_of(&self, cgroup: u64) -> Result<Option<u32>, Refused> {
+        match self.pods.get(&cgroup, 0) {
+            Ok(slot) => Ok(Some(slot)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(Refused { map: name::PODS, source }),
+        }
+    }
+
     /// Makes a pod unknown; that it is not there is fine.
     ///
     /// # Errors
@@ -224,10 +248,8 @@ impl Maps {
                 continue;
             }
             contents.revisions.insert(slot, revision);
-            let record = self
-                .endpoints
-                .get(&record_index(slot, revision), 0)
-                .map_err(refused(name::ENDPOINTS))?;
+            let record =
+                self.endpoints.get(&record_index(slot, revision), 0).map_err(refused(name::ENDPOINTS))?;
             contents.endpoints.insert(slot, record);
         }
         for entry in self.exact.iter() {
@@ -237,7 +259,23 @@ impl Maps {
             let (key, span) = entry.map_err(refused(name::PREFIXES))?;
             contents.prefixes.push((key.prefix_len(), key.data(), span));
         }
+        for slot in 1..self.rule_identities.len() {
+            let identity = self.rule_identities.get(&slot, 0).map_err(refused(name::RULE_IDENTITIES))?;
+            if identity != 0 {
+                contents.identities.push((identity, slot));
+            }
+        }
         Ok(contents)
+    }
+
+    /// Gives a rule slot to a rule: its counter starts at zero.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn assign_rule(&mut self, slot: u32, identity: u64) -> Result<(), Refused> {
+        self.clear_rule_counter(slot)?;
+        self.rule_identities.set(slot, identity, 0).map_err(refused(name::RULE_IDENTITIES))
     }
 
     /// Reads an endpoint's counters, summed over processors.
@@ -248,8 +286,7 @@ impl Maps {
     pub fn counters(&self, slot: u32) -> Result<[Counter; CLASSES as usize], Refused> {
         let mut counters = [Counter::default(); CLASSES as usize];
         for (class, counter) in (0..CLASSES).zip(&mut counters) {
-            let values =
-                self.counters.get(&(slot * CLASSES + class), 0).map_err(refused(name::COUNTERS))?;
+            let values = self.counters.get(&(slot * CLASSES + class), 0).map_err(refused(name::COUNTERS))?;
             *counter = sum(&values);
         }
         Ok(counters)

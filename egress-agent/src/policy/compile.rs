@@ -11,6 +11,7 @@ mod ports;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -103,6 +104,18 @@ pub struct Unmatched {
     pub rule: RuleName,
     /// Why.
     pub why: Why,
+}
+
+impl fmt::Display for Unmatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "policy {}, destination {} matches less than it says: {}",
+            self.rule.policy,
+            self.rule.part.as_str(),
+            self.why
+        )
+    }
 }
 
 /// What is to hold for one pod.

@@ -7,10 +7,13 @@
 pub mod cluster;
 pub mod compile;
 pub mod diff;
+pub mod document;
 pub mod entries;
+pub mod finding;
 pub mod flow;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
+pub mod index;
 pub mod model;
 pub mod reference;
 pub mod selector;

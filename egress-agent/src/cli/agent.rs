@@ -1,0 +1,215 @@
+//! `egress-agent agent`: enforces policies on this node.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+
+use crate::{
+    agent::{self, Config},
+    kernel::loader::Capacities,
+    policy::cluster::{InvalidPolicy, NsName, Settings},
+    telemetry::log,
+};
+
+/// Where pins go unless told otherwise.
+pub const PIN_DIR: &str = "/sys/fs/bpf/egress-agent";
+
+/// How to run.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Read Namespaces, Pods, Services, EndpointSlices, Nodes, ConfigMaps and NetworkPolicies from this file or directory, and
+    /// follow its changes
+    #[arg(long, value_name = "DIR", env = "EGRESS_MANIFESTS")]
+    manifests: PathBuf,
+
+    /// The cgroup all pods are in, when it is not where kubelet usually puts it
+    #[arg(long, value_name = "PATH", env = "EGRESS_KUBEPODS_CGROUP")]
+    kubepods_cgroup: Option<PathBuf>,
+
+    /// Folder on a bpffs to pin maps and links under, so that enforcement outlives the agent
+    #[arg(long, value_name = "DIR", env = "EGRESS_PIN_DIR", default_value = PIN_DIR)]
+    pin_dir: PathBuf,
+
+    /// Pin nothing: enforcement ends with this process
+    #[arg(long, env = "EGRESS_NO_PIN")]
+    no_pin: bool,
+
+    /// Mount a bpffs at the parent of the pin folder if there is none
+    #[arg(long, env = "EGRESS_MOUNT_BPFFS")]
+    mount_bpffs: bool,
+
+    /// Use this BPF object instead of the one inside the binary
+    #[arg(long, value_name = "FILE", env = "EGRESS_BPF_OBJECT_FILE")]
+    bpf_object: Option<PathBuf>,
+
+    /// Serve /metrics, /healthz and /readyz here
+    #[arg(long, value_name = "ADDRESS", env = "EGRESS_LISTEN", default_value = "127.0.0.1:9469")]
+    listen: SocketAddr,
+
+    /// What a pod may do before its policy is known
+    #[arg(long, value_name = "MODE", env = "EGRESS_POD_START", default_value = "strict")]
+    pod_start: PodStart,
+
+    /// Refuse connect() and sendmsg() to denied addresses at once; off where a service mesh rewrites addresses below these
+    /// calls (packets are judged either way)
+    #[arg(long, value_name = "ON|OFF", env = "EGRESS_CONNECT_HOOKS", default_value = "on")]
+    connect_hooks: Switch,
+
+    /// Enforce the egress rules of NetworkPolicies too
+    #[arg(long, env = "EGRESS_ENFORCE_NETWORK_POLICY")]
+    enforce_network_policy: bool,
+
+    /// Namespaces whose pods are denied by default while no policy selects them
+    #[arg(long, value_name = "NAMESPACE,…", env = "EGRESS_GOVERNED_NAMESPACES", value_delimiter = ',')]
+    governed_namespaces: Vec<String>,
+
+    /// What a policy that never had a valid version does to its namespace
+    #[arg(long, value_name = "ACTION", env = "EGRESS_INVALID_POLICY", default_value = "deny")]
+    invalid_policy: Invalid,
+
+    /// Services that answer the cluster's names
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME,…",
+        env = "EGRESS_CLUSTER_DNS",
+        default_value = "kube-system/kube-dns",
+        value_delimiter = ',',
+        value_parser = namespaced
+    )]
+    cluster_dns: Vec<NsName>,
+
+    /// Further addresses pods ask for names, such as a node-local cache
+    #[arg(long, value_name = "ADDRESS,…", env = "EGRESS_CLUSTER_DNS_ADDRESSES", value_delimiter = ',')]
+    cluster_dns_addresses: Vec<std::net::IpAddr>,
+
+    /// Prefixes that belong to the cluster, so not to the entity `world`
+    #[arg(long, value_name = "CIDR,…", env = "EGRESS_CLUSTER_CIDRS", value_delimiter = ',')]
+    cluster_cidrs: Vec<IpNet>,
+
+    /// Pods this node can hold
+    #[arg(long, value_name = "N", env = "EGRESS_MAX_PODS", default_value_t = Capacities::default().endpoints - 1,
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    max_pods: u32,
+
+    /// Single addresses, and again prefixes, all policies in force may name together
+    #[arg(long, value_name = "N", env = "EGRESS_MAX_ADDRESSES", default_value_t = Capacities::default().prefixes,
+          value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
+    max_addresses: u32,
+
+    /// Rule entries (a range of ports at some addresses) all policies in force may need together
+    #[arg(long, value_name = "N", env = "EGRESS_MAX_RULES", default_value_t = Capacities::default().rules,
+          value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
+    max_rules: u32,
+
+    /// Destinations all policies in force may name together; each costs 16 bytes per processor
+    #[arg(long, value_name = "N", env = "EGRESS_MAX_DESTINATIONS", default_value_t = Capacities::default().rule_slots - 1,
+          value_parser = clap::value_parser!(u32).range(255..=1_048_576))]
+    max_destinations: u32,
+
+    /// Print each denial and audit event to standard output
+    #[arg(short, long, value_name = "FORMAT")]
+    output: Option<Output>,
+
+    /// How to write the log, to standard error
+    #[arg(long, value_name = "FORMAT", env = "EGRESS_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PodStart {
+    /// Nothing leaves a pod whose policy is not known
+    Strict,
+    /// It passes, and is counted as unprotected
+    Standard,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Invalid {
+    /// Its pods are denied by default
+    Deny,
+    /// Nothing
+    Ignore,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+fn namespaced(text: &str) -> Result<NsName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(NsName::new(namespace, name))
+        }
+        _ => Err("write it as NAMESPACE/NAME".to_owned()),
+    }
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start, or the kernel or the runtime fails it.
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    log::init(match arguments.log_format {
+        LogFormat::Text => log::Format::Text,
+        LogFormat::Json => log::Format::Json,
+    })?;
+    let object = match &arguments.bpf_object {
+        None => None,
+        Some(path) => {
+            Some(std::fs::read(path).with_context(|| format!("reading BPF object {}", path.display()))?)
+        }
+    };
+    let config = Config {
+        manifests: arguments.manifests.clone(),
+        kubepods: arguments.kubepods_cgroup.clone(),
+        pins: (!arguments.no_pin).then(|| arguments.pin_dir.clone()),
+        mount_bpffs: arguments.mount_bpffs,
+        object,
+        listen: arguments.listen,
+        strict: arguments.pod_start == PodStart::Strict,
+        connect_hooks: arguments.connect_hooks == Switch::On,
+        settings: Settings {
+            enforce_network_policy: arguments.enforce_network_policy,
+            governed_namespaces: arguments.governed_namespaces.iter().cloned().collect(),
+            invalid_policy: match arguments.invalid_policy {
+                Invalid::Deny => InvalidPolicy::Deny,
+                Invalid::Ignore => InvalidPolicy::Ignore,
+            },
+            cluster_dns: arguments.cluster_dns.clone(),
+            cluster_dns_addresses: arguments.cluster_dns_addresses.clone(),
+            cluster_cidrs: arguments.cluster_cidrs.clone(),
+        },
+        capacities: Capacities {
+            endpoints: arguments.max_pods + 1,
+            exact: arguments.max_addresses,
+            prefixes: arguments.max_addresses,
+            rules: arguments.max_rules,
+            rule_slots: arguments.max_destinations + 1,
+            ..Capacities::default()
+        },
+        print_events: arguments.output == Some(Output::Json),
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(agent::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}

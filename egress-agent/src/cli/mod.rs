@@ -1,0 +1,44 @@
+//! The command line: one file a subcommand. Exit codes: 0 clean, 1 findings or denied, 2 could not run.
+
+pub mod agent;
+pub mod unload;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Could not run.
+pub const COULD_NOT_RUN: u8 = 2;
+
+/// Per-pod egress control for Kubernetes, enforced in the kernel
+#[derive(Debug, Parser)]
+#[command(
+    name = "egress-agent",
+    version,
+    after_help = "Exit codes: 0 clean, 1 findings or denied, 2 could not run."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enforce policies on this node's pods
+    Agent(Box<agent::Arguments>),
+    /// Remove everything an agent left in the kernel; enforcement ends
+    Unload(unload::Arguments),
+}
+
+/// Runs the command line and returns its exit code. Errors go to standard error, with the chain of their causes.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Agent(arguments) => agent::run(&arguments),
+        Command::Unload(arguments) => unload::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(COULD_NOT_RUN)
+    })
+}
