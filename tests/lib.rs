@@ -1,1 +1,3 @@
-//! Shared helpers of the privileged tests.
+//! Shared helpers of the tests, benchmarks and the demo that need root and a kernel.
+
+pub mod lab;
