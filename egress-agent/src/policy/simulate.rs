@@ -40,6 +40,10 @@ pub fn simulate_entries(set: Option<&Numbered>, endpoint: &Endpoint, flow: &Flow
     judge(endpoint, flow, now, |octets| {
         let set = set?;
         let span = span_of(set, endpoint.flags, AddressKey { set: set.id, address: words(octets) })?;
+        if span.length == 0 {
+            // It has no place, so its offset says nothing.
+            return Some(&[]);
+        }
         let start = (span.offset - set.block.offset) as usize;
         Some(&rules[start..start + span.length as usize])
     })
