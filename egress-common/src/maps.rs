@@ -38,7 +38,7 @@ pub mod name {
     pub const RULES: &str = "RULES";
     /// SK_STORAGE: socket to [`crate::socket::SocketState`].
     pub const SOCKETS: &str = "SOCKETS";
-    /// LRU_HASH: [`crate::socket::ReplyKey`] to `jiffies64` (`u64`).
+    /// LRU_HASH: [`crate::socket::ReplyKey`] to `jiffies64` and [`crate::socket::POD_FIRST`] (`u64`).
     pub const REPLIES: &str = "REPLIES";
     /// PERCPU_ARRAY: slot × [`crate::verdict::CLASSES`] + class to [`super::Counter`].
     pub const COUNTERS: &str = "COUNTERS";

@@ -34,7 +34,7 @@ pub mod flags {
     pub const ACCEPTED: u8 = 2;
 }
 
-/// A peer that sent a datagram to a pod, the key of the replies map. Its value is the time, in kernel ticks.
+/// A peer that sent a datagram to a pod, the key of the replies map. Its value is the time in kernel ticks, and [`POD_FIRST`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReplyKey {
@@ -51,6 +51,10 @@ pub struct ReplyKey {
     /// Zero.
     pub pad: [u8; 3],
 }
+
+/// The bit of the replies map's value that says that the pod may have written to the peer first, so that what the peer writes
+/// is an answer and permits nothing. The other bits are the time of the last datagram in kernel ticks, which stay far below.
+pub const POD_FIRST: u64 = 1 << 63;
 
 /// How long a datagram from a peer permits answers to it, in seconds. Each further datagram starts it anew.
 pub const REPLY_WINDOW_SECONDS: u64 = 120;

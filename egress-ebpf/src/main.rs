@@ -125,8 +125,13 @@ unsafe fn judge_packet(
     if decision.verdict != Verdict::Allow && socket::is_datagram_reply(cgroup, &packet) {
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Reply));
     }
-    if decision.verdict == Verdict::Allow {
-        unsafe { socket::keep(skb, sk, known, &packet, (slot, revision), &decision, false) };
+    match decision.verdict {
+        Verdict::Allow => unsafe {
+            socket::keep(skb, sk, known, &packet, (slot, revision), &decision, false);
+        },
+        // The answer must not turn the rest of the flow into replies, unseen by the audit and by what is enforced later.
+        Verdict::Audit => socket::note_own_datagram(cgroup, &packet),
+        Verdict::Deny => {}
     }
     conclude(&occasion, decision)
 }
@@ -195,9 +200,12 @@ unsafe fn remember(skb: *mut __sk_buff) {
     if packet.protocol != UDP && packet.protocol != SCTP {
         return;
     }
-    if let Owner::Governed { cgroup, .. } = unsafe { pod::of_packet(skb) } {
-        socket::remember_datagram(cgroup, &packet);
-    }
+    let Owner::Governed { cgroup, slot, revision } = (unsafe { pod::of_packet(skb) }) else { return };
+    let Some(endpoint) = pod::record(slot, revision) else { return };
+    // What the pod may write to anyway needs no permission to answer. That the peer now writes may be its answer, and must
+    // not become a permission once the policy no longer gives one.
+    let back = policy::judge(endpoint, &packet.source, packet.protocol, packet.source_port_be, packet.ipv6);
+    socket::remember_datagram(cgroup, &packet, back.verdict == Verdict::Allow);
 }
 
 /// Refuses a `connect()` to a denied IPv4 address.

@@ -16,7 +16,7 @@ use egress_common::{
     decide::Clock as _,
     maps::{self, node_counter},
     policy::{NEVER, SCTP, TCP, UDP},
-    socket::{REPLY_WINDOW_SECONDS, ReplyKey, SocketState, flags},
+    socket::{POD_FIRST, REPLY_WINDOW_SECONDS, ReplyKey, SocketState, flags},
     verdict::{Decision, class},
 };
 
@@ -324,7 +324,7 @@ fn reply_key(
     ReplyKey { cgroup, remote, remote_port_be, local_port_be, protocol, pad: [0; 3] }
 }
 
-/// Whether the peer wrote to this port of the pod of late.
+/// Whether the peer wrote to this port of the pod of late, before the pod wrote to it.
 #[inline(always)]
 pub fn is_datagram_reply(cgroup: u64, packet: &Packet) -> bool {
     if packet.protocol != UDP && packet.protocol != SCTP {
@@ -339,19 +339,51 @@ pub fn is_datagram_reply(cgroup: u64, packet: &Packet) -> bool {
     );
     // SAFETY: the value is eight bytes, read at once.
     let Some(seen) = (unsafe { REPLIES.get(&key) }) else { return false };
-    jiffies().wrapping_sub(*seen) < REPLY_WINDOW_SECONDS * ticks_per_second()
+    *seen & POD_FIRST == 0 && is_recent(*seen)
 }
 
-/// Remembers that a peer wrote to the pod.
 #[inline(always)]
-pub fn remember_datagram(cgroup: u64, packet: &Packet) {
+fn is_recent(seen: u64) -> bool {
+    jiffies().wrapping_sub(seen & !POD_FIRST) < REPLY_WINDOW_SECONDS * ticks_per_second()
+}
+
+/// Remembers that a peer wrote to the pod. `answers` tells that this may be the answer to a datagram of the pod.
+///
+/// Who wrote first stays as it is until neither has been heard of for the whole window.
+#[inline(always)]
+pub fn remember_datagram(cgroup: u64, packet: &Packet, answers: bool) {
     let key =
         reply_key(cgroup, packet.source, packet.source_port_be, packet.destination_port_be, packet.protocol);
+    note(&key, if answers { POD_FIRST } else { 0 });
+}
+
+/// Remembers that the pod wrote to a peer, unless the peer wrote first.
+#[inline(always)]
+pub fn note_own_datagram(cgroup: u64, packet: &Packet) {
+    if packet.protocol != UDP && packet.protocol != SCTP {
+        return;
+    }
+    let key = reply_key(
+        cgroup,
+        packet.destination,
+        packet.destination_port_be,
+        packet.source_port_be,
+        packet.protocol,
+    );
+    note(&key, POD_FIRST);
+}
+
+#[inline(always)]
+fn note(key: &ReplyKey, first: u64) {
     let now = jiffies();
-    if let Some(seen) = REPLIES.get_ptr_mut(&key) {
-        // SAFETY: an aligned store of eight bytes into the map's value.
-        unsafe { core::ptr::write_volatile(seen, now) };
-    } else if REPLIES.insert(&key, &now, u64::from(BPF_ANY)).is_err() {
+    if let Some(seen) = REPLIES.get_ptr_mut(key) {
+        // SAFETY: an aligned load and store of eight bytes in the map's value.
+        unsafe {
+            let before = core::ptr::read_volatile(seen);
+            let first = if is_recent(before) { before & POD_FIRST } else { first };
+            core::ptr::write_volatile(seen, now | first);
+        }
+    } else if REPLIES.insert(key, &(now | first), u64::from(BPF_ANY)).is_err() {
         count_node(node_counter::STORE_FAILED);
     }
 }
