@@ -431,12 +431,14 @@ impl Node {
         }
         // Slot 0: pods nobody knows. They have no name, and no series of their own.
         let unknown = maps.counters(0)?;
-        pods.push(PodCounters {
-            namespace: String::new(),
-            pod: String::new(),
-            workload: String::new(),
-            counters: unknown.map(|counter| (counter.packets, counter.bytes)),
-        });
+        if unknown.iter().any(|counter| counter.packets > 0) {
+            pods.push(PodCounters {
+                namespace: String::new(),
+                pod: String::new(),
+                workload: String::new(),
+                counters: unknown.map(|counter| (counter.packets, counter.bytes)),
+            });
+        }
         let mut destinations = Vec::new();
         for (slot, rule) in state.allocator().rules() {
             destinations.push((destination(rule), maps.rule_counter(slot)?.packets));

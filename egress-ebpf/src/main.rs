@@ -103,7 +103,10 @@ unsafe fn judge_packet(
     }
     // 4.
     let Some((slot, revision)) = place else { return conclude(&occasion, unknown_pod()) };
-    let Some(endpoint) = pod::record(slot, revision) else { return conclude(&occasion, unknown_pod()) };
+    let Some(endpoint) = pod::record(slot, revision) else {
+        // A slot without a record: the agent's mistake, which must not open anything.
+        return conclude(&occasion, fixed(Verdict::Deny, Reason::UnknownPod));
+    };
     if policy::is_own(endpoint, &packet.destination) {
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
     }

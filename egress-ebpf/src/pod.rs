@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     config::setting,
-    endpoint::{Endpoint, UNGOVERNED, record_index},
+    endpoint::{Endpoint, UNGOVERNED, flags, record_index},
 };
 
 use crate::maps::{ENDPOINTS, PODS, REVISIONS, kubepods_level, setting as read_setting};
@@ -85,8 +85,10 @@ pub fn of_task() -> Option<Owner> {
     Some(Owner::Unknown(if inner != 0 { inner } else { outer }))
 }
 
-/// Returns the record that `revision` made current.
+/// Returns the record that `revision` made current. A slot that was given up keeps its last record for packets under way, whose
+/// revision is then an older one.
 #[inline(always)]
 pub fn record(slot: u32, revision: u64) -> Option<&'static Endpoint> {
-    ENDPOINTS.get(record_index(slot, revision))
+    let record = ENDPOINTS.get(record_index(slot, revision))?;
+    (record.flags & flags::GOVERNED != 0).then_some(record)
 }

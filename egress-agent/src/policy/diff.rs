@@ -277,10 +277,17 @@ impl State {
         Ok(())
     }
 
-    /// Gives a slot back; returns it and the revision that ends what was kept under it.
+    /// Gives a slot back; returns it and the revision that ends what was kept under it. Its lowest bit stays, so that the record
+    /// in force remains the one that packets still under way are judged by.
     fn release(&mut self, slot: u32) -> (u32, u64) {
         self.slots.give_back(slot);
-        (slot, self.revision(slot))
+        let mut revision = self.next_revision;
+        if self.revisions.get(&slot).is_some_and(|last| last & 1 != revision & 1) {
+            revision += 1;
+        }
+        self.next_revision = revision + 1;
+        self.revisions.insert(slot, revision);
+        (slot, revision)
     }
 
     /// Returns a new revision whose lowest bit differs from the slot's last.

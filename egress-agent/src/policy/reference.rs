@@ -410,12 +410,20 @@ fn answer(verdict: Verdict, reason: Reason, rule: Option<RuleName>) -> Answer {
 /// Whether a clause speaks about the flow, whatever the time.
 fn matches(question: &Question<'_>, policy: &Policy, clause: &Clause) -> bool {
     clause.peers.iter().any(|peer| {
-        grants(question, policy, peer, &clause.ports).iter().any(|grant| grant.covers(question.flow))
+        grants(question, policy, peer, &clause.ports, clause.effect)
+            .iter()
+            .any(|grant| grant.covers(question.flow))
     })
 }
 
 /// What a peer with these ports grants at the address the flow goes to.
-fn grants(question: &Question<'_>, policy: &Policy, peer: &Peer, ports: &Ports) -> Vec<Grant> {
+fn grants(
+    question: &Question<'_>,
+    policy: &Policy,
+    peer: &Peer,
+    ports: &Ports,
+    effect: Effect,
+) -> Vec<Grant> {
     let to = question.flow.destination;
     let by_number_if = |holds: bool| if holds { by_number(ports) } else { Vec::new() };
     match peer {
@@ -426,7 +434,7 @@ fn grants(question: &Question<'_>, policy: &Policy, peer: &Peer, ports: &Ports) 
         Peer::Pods { namespaces, pods } => {
             let selected = selected_pods(question.cluster, policy, namespaces.as_ref(), pods.as_ref());
             let mut granted = at_pods(&selected, ports, to);
-            granted.extend(at_cluster_ip_of_pods(question.cluster, &selected, ports, to));
+            granted.extend(at_cluster_ip_of_pods(question.cluster, &selected, ports, to, effect));
             granted
         }
         Peer::Service(name) => at_service(question.cluster, name, ports, to),
@@ -519,8 +527,15 @@ fn at_pods(selected: &[&Pod], ports: &Ports, address: IpAddr) -> Vec<Grant> {
     granted
 }
 
-/// What a `pods` peer grants at a ClusterIP: each service port behind which every endpoint is granted.
-fn at_cluster_ip_of_pods(cluster: &Cluster, selected: &[&Pod], ports: &Ports, address: IpAddr) -> Vec<Grant> {
+/// What a `pods` peer grants at a ClusterIP. An allow: each service port behind which every endpoint is granted. A deny: each
+/// service port behind which any endpoint is, on any of the ports it may be reached at.
+fn at_cluster_ip_of_pods(
+    cluster: &Cluster,
+    selected: &[&Pod],
+    ports: &Ports,
+    address: IpAddr,
+    effect: Effect,
+) -> Vec<Grant> {
     let mut granted = Vec::new();
     for (name, service) in &cluster.services {
         if !service.cluster_ips.contains(&address) {
@@ -528,10 +543,18 @@ fn at_cluster_ip_of_pods(cluster: &Cluster, selected: &[&Pod], ports: &Ports, ad
         }
         for port in &service.ports {
             let behind = endpoints_behind(cluster, name, port, address);
-            let allowed = behind.iter().filter(|(endpoint, target)| {
-                all_ports_granted(&at_pods(selected, ports, *endpoint), port.protocol, *target)
-            });
-            if !behind.is_empty() && allowed.count() == behind.len() {
+            let holds = match effect {
+                Effect::Allow => {
+                    let allowed = behind.iter().filter(|(endpoint, target)| {
+                        all_ports_granted(&at_pods(selected, ports, *endpoint), port.protocol, *target)
+                    });
+                    !behind.is_empty() && allowed.count() == behind.len()
+                }
+                Effect::Deny => behind.iter().any(|(endpoint, target)| {
+                    some_port_granted(&at_pods(selected, ports, *endpoint), port.protocol, *target)
+                }),
+            };
+            if holds {
                 granted.push(Grant::Ports(port.protocol, port.port, port.port));
             }
         }
@@ -585,6 +608,17 @@ fn all_ports_granted(granted: &[Grant], protocol: Protocol, target: Option<u16>)
         Some(number) => holds(number),
         None => (0..=u16::MAX).all(holds),
     }
+}
+
+/// Whether grants hold the target port; no number stands for every port, of which one is enough.
+fn some_port_granted(granted: &[Grant], protocol: Protocol, target: Option<u16>) -> bool {
+    granted.iter().any(|grant| match grant {
+        Grant::Everything => true,
+        Grant::Icmp => false,
+        Grant::Ports(of, first, last) => {
+            *of == protocol && target.is_none_or(|number| *first <= number && number <= *last)
+        }
+    })
 }
 
 /// What a `service` peer grants at one of its ClusterIPs or endpoint addresses.
@@ -755,10 +789,13 @@ fn peer_miss(question: &Question<'_>, policy: &Policy, peer: &Peer, ports: &Port
             return Some(MissReason::SomeEndpoints);
         }
     }
-    if grants(question, policy, peer, ports).iter().any(|grant| grant.has_protocol(question.flow)) {
+    if grants(question, policy, peer, ports, Effect::Allow)
+        .iter()
+        .any(|grant| grant.has_protocol(question.flow))
+    {
         return Some(MissReason::Port);
     }
-    if !grants(question, policy, peer, &Ports::All).is_empty() {
+    if !grants(question, policy, peer, &Ports::All, Effect::Allow).is_empty() {
         return Some(named_port_or_protocol(question, ports));
     }
     match peer {

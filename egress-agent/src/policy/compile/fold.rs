@@ -18,7 +18,7 @@ use std::{
     rc::Rc,
 };
 
-use egress_common::policy::{NO_RULE, RuleEntry};
+use egress_common::policy::{NO_RULE, RuleEntry, candidate};
 use ipnet::IpNet;
 
 use super::ports::{EVERYTHING, Range};
@@ -91,6 +91,13 @@ pub(super) struct Origin {
     pub(super) kind: usize,
     /// Second from which on it is over.
     pub(super) deadline: u64,
+}
+
+impl Origin {
+    /// Whether it stems from a denied destination.
+    pub(super) const fn denies(self) -> bool {
+        matches!(self.kind, candidate::DENY | candidate::AUDIT_DENY)
+    }
 }
 
 impl Grants {

@@ -119,7 +119,8 @@ impl<'a> Directory<'a> {
                 grants.add(origin, ports::numeric(ports), cidrs.iter().copied(), except.iter().copied());
             }
             Peer::Pods { namespaces, pods } => {
-                self.pods(&mut places, asker, namespaces.as_ref(), pods.as_ref(), ports);
+                let selected = self.selected(asker, namespaces.as_ref(), pods.as_ref());
+                self.pods(&mut places, &selected, ports, origin.denies());
             }
             Peer::Service(name) => why.extend(self.service(&mut places, name, ports)),
             Peer::Entity(Entity::KubeApiserver) => {
@@ -190,17 +191,11 @@ impl<'a> Directory<'a> {
         Front { cluster_ips: &service.cluster_ips, ports: ports.collect() }
     }
 
-    /// Opens the addresses of the selected pods, and the ClusterIP ports behind which only such pods stand.
-    fn pods(
-        &self,
-        places: &mut Places,
-        asker: Asker<'_>,
-        namespaces: Option<&LabelSelector>,
-        pods: Option<&LabelSelector>,
-        ports: &Ports,
-    ) {
+    /// Marks the addresses of the selected pods, and ClusterIP ports by what stands behind them: to allow one, every endpoint
+    /// must be allowed; to deny one, it takes a single denied endpoint, since nobody knows which one the packet will reach.
+    fn pods(&self, places: &mut Places, selected: &[&Pod], ports: &Ports, denies: bool) {
         let numeric = ports::numeric(ports);
-        for pod in self.selected(asker, namespaces, pods) {
+        for pod in selected {
             let mut ranges = numeric.clone();
             ports::named_at_pod(ports, pod, &mut ranges);
             for address in &pod.ips {
@@ -217,12 +212,14 @@ impl<'a> Directory<'a> {
                     let cluster_ip = cluster_ip.to_canonical();
                     let mut pairs =
                         port.pairs.iter().filter(|(ip, _)| ip.is_ipv4() == cluster_ip.is_ipv4()).peekable();
-                    let open_there = |(address, target): &(IpAddr, Option<u16>)| {
-                        places.get(address).is_some_and(|ranges| {
-                            ports::covers(ranges, ports::target(port.protocol, *target))
-                        })
+                    let marked = |(address, target): &(IpAddr, Option<u16>)| {
+                        let target = ports::target(port.protocol, *target);
+                        let holds = if denies { ports::touches } else { ports::covers };
+                        places.get(address).is_some_and(|ranges| holds(ranges, target))
                     };
-                    if pairs.peek().is_some() && pairs.all(open_there) {
+                    let counts =
+                        if denies { pairs.any(marked) } else { pairs.peek().is_some() && pairs.all(marked) };
+                    if counts {
                         fronts.push((cluster_ip, ports::single(port.protocol, port.port)));
                     }
                 }

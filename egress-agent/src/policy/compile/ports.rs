@@ -48,6 +48,12 @@ pub(super) fn covers(ranges: &[Range], wanted: Range) -> bool {
     after > 0 && ranges[after - 1].1 >= wanted.1
 }
 
+/// Returns whether normalized `ranges` hold any of `wanted`.
+pub(super) fn touches(ranges: &[Range], wanted: Range) -> bool {
+    let after = ranges.partition_point(|range| range.0 <= wanted.1);
+    after > 0 && ranges[after - 1].1 >= wanted.0
+}
+
 /// Returns what `ports` says without asking anybody for names, which match nothing.
 pub(super) fn numeric(ports: &Ports) -> Vec<Range> {
     match ports {
@@ -139,6 +145,13 @@ mod tests {
         let ranges = [(10, 20), (30, 40)];
         assert!(covers(&ranges, (10, 20)) && covers(&ranges, (31, 39)));
         assert!(!covers(&ranges, (9, 10)) && !covers(&ranges, (20, 30)) && !covers(&[], (0, 0)));
+    }
+
+    #[test]
+    fn touches_asks_for_any_of_the_range() {
+        let ranges = [(10, 20), (30, 40)];
+        assert!(touches(&ranges, (20, 25)) && touches(&ranges, (0, 100)) && touches(&ranges, (40, 40)));
+        assert!(!touches(&ranges, (21, 29)) && !touches(&ranges, (41, 50)) && !touches(&[], (0, 0)));
     }
 
     #[test]
