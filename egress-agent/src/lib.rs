@@ -4,6 +4,7 @@
 //! read manifests, talk to the kernel, and report.
 pub mod agent;
 pub mod cli;
+pub mod explain;
 pub mod k8s;
 pub mod kernel;
 pub mod policy;

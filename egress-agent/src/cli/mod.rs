@@ -1,7 +1,9 @@
 //! The command line: one file a subcommand. Exit codes: 0 clean, 1 findings or denied, 2 could not run.
 
 pub mod agent;
+pub mod explain;
 pub mod unload;
+pub mod validate;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,10 @@ pub struct Cli {
 enum Command {
     /// Enforce policies on this node's pods
     Agent(Box<agent::Arguments>),
+    /// Say what the policies say about flows, and why
+    Explain(Box<explain::Arguments>),
+    /// Say what is wrong in policies and manifests
+    Validate(validate::Arguments),
     /// Remove everything an agent left in the kernel; enforcement ends
     Unload(unload::Arguments),
 }
@@ -35,6 +41,8 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Agent(arguments) => agent::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Validate(arguments) => validate::run(&arguments),
         Command::Unload(arguments) => unload::run(&arguments),
     };
     result.unwrap_or_else(|error| {
