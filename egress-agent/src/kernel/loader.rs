@@ -242,7 +242,7 @@ pub fn is_bpffs(path: &Path) -> bool {
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
     path.ancestors()
         .find_map(|folder| rustix::fs::statfs(folder).map(Some).unwrap_or(None))
-        .is_some_and(|stat| i64::try_from(stat.f_type).is_ok_and(|kind| kind == BPF_FS_MAGIC))
+        .is_some_and(|stat| stat.f_type == BPF_FS_MAGIC)
 }
 
 fn make_folder(path: &Path) -> Result<(), LoadError> {
