@@ -3,6 +3,7 @@
 mod apt;
 mod apt_sources;
 mod build;
+mod demo;
 mod lint;
 mod process;
 mod summary;
@@ -26,6 +27,8 @@ struct Arguments {
 enum Verb {
     /// Build the kernel object and the release agent that contains it
     Build(build::Arguments),
+    /// Show the agent at work on this machine: pods, policies and verdicts, all removed at the end
+    Demo(demo::Arguments),
     /// Check formatting and lints of every crate, the kernel programs included
     Lint,
     /// Run what CI runs: formatting, lints, tests, and the tests that need root
@@ -50,6 +53,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let workspace = workspace::Workspace::locate();
     match verb {
         Verb::Build(arguments) => build::run(&workspace, &arguments)?,
+        Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
         Verb::Test(arguments) => return test::run(&workspace, &arguments),
     }

@@ -17,6 +17,8 @@ use crate::{build, lint, process};
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Where the provider lists and captures are that the tests with real data read.
 const DATA: &str = "EGRESS_DATA_DIR";
+/// The agent that tests run as a process of its own.
+const AGENT: &str = "EGRESS_AGENT_BIN";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -67,7 +69,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             }
             Ok(object) => {
                 summary.checked("object", Ok(()));
-                match kernel_tests(workspace, &object) {
+                match debug_agent(workspace, &object)
+                    .and_then(|agent| kernel_tests(workspace, &object, &agent))
+                {
                     Ok(mut command) => tests(&mut summary, "kernel", &mut command),
                     Err(error) => summary.checked("kernel", Err(error)),
                 }
@@ -87,13 +91,22 @@ fn data_directory(workspace: &Workspace) -> Option<PathBuf> {
     beside.is_dir().then_some(beside)
 }
 
+/// Builds an agent around the object, with the settings the tests are built with, and returns its path.
+fn debug_agent(workspace: &Workspace, object: &Path) -> Result<PathBuf> {
+    let mut build = workspace.cargo();
+    build.args(["build", "--package", "egress-agent", "--bin", "egress-agent"]);
+    process::run(build.env("EGRESS_BPF_OBJECT", object))?;
+    Ok(workspace.target.join("debug").join("egress-agent"))
+}
+
 /// Returns the command for the tests that load programs into the kernel.
 ///
 /// Cargo itself runs as the caller; without root only the test programs go through sudo, so that the build output stays the
 /// caller's.
-fn kernel_tests(workspace: &Workspace, object: &Path) -> Result<Command> {
+fn kernel_tests(workspace: &Workspace, object: &Path, agent: &Path) -> Result<Command> {
     let mut command = workspace.cargo();
-    command.args(["test", "--no-fail-fast", "--package", "egress-tests"]).env("EGRESS_BPF_OBJECT", object);
+    command.args(["test", "--no-fail-fast", "--package", "egress-tests"]);
+    command.env("EGRESS_BPF_OBJECT", object).env(AGENT, agent);
     if fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0 {
         return Ok(command);
     }
@@ -105,7 +118,7 @@ fn kernel_tests(workspace: &Workspace, object: &Path) -> Result<Command> {
     let host = host_triple()?.replace(['-', '.'], "_").to_uppercase();
     command.env(
         format!("CARGO_TARGET_{host}_RUNNER"),
-        format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{DATA},LD_LIBRARY_PATH,PROPTEST_CASES,RUST_BACKTRACE"),
+        format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{AGENT},{DATA},LD_LIBRARY_PATH,PROPTEST_CASES,RUST_BACKTRACE"),
     );
     Ok(command)
 }
