@@ -289,12 +289,10 @@ fn destination(
 }
 
 /// Returns the address of that family; of none in particular the first IPv4 one, or else the first.
-fn choose(addresses: impl Iterator<Item = IpAddr> + Clone, family: Option<Family>) -> Option<IpAddr> {
-    match family {
-        Some(family) => addresses.clone().find(|address| family.has(*address)),
-        None => addresses.clone().find(IpAddr::is_ipv4).or_else(|| addresses.clone().next()),
-    }
-    .map(|address| address.to_canonical())
+fn choose(mut addresses: impl Iterator<Item = IpAddr>, family: Option<Family>) -> Option<IpAddr> {
+    let first = addresses.find(|address| family.is_none_or(|family| family.has(*address)))?;
+    let better = if family.is_none() && first.is_ipv6() { addresses.find(IpAddr::is_ipv4) } else { None };
+    Some(better.unwrap_or(first).to_canonical())
 }
 
 /// What a client finds behind a Service without a ClusterIP: an endpoint, and its port in place of the Service's.

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Instant,
 };
 
@@ -17,9 +18,14 @@ use egress_agent::{
         program_run::{ProgramRun, RunError, packet_of},
     },
     policy::{
+        cluster::{Cluster, NsName, Pod, Settings},
         compile::{Addresses, compile},
         flow::Flow,
         generate::scenario,
+        model::{
+            DefaultAction, Effect, Governance, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind,
+            Ports, Rule,
+        },
         simulate::{simulate, simulate_entries},
     },
 };
@@ -91,6 +97,46 @@ fn the_program_answers_as_its_entries_do() {
         panic!("{error}");
     }
     assert!(flows.get() >= 20_000 || env::var_os("PROPTEST_CASES").is_some(), "only {} flows", flows.get());
+}
+
+/// Of a set with many rules not every counter is read; the answers are the same.
+#[test]
+fn a_large_set_is_judged_by_its_rules_too() {
+    const RULES: u8 = 200;
+    let pod = NsName::new("shop", "web");
+    let id = PolicyId { kind: PolicyKind::ConfigMap, id: NsName::new("shop", "egress") };
+    let rule = |last: u8| Rule {
+        name: format!("host-{last}"),
+        effect: if last.is_multiple_of(7) { Effect::Deny } else { Effect::Allow },
+        peers: vec![Peer::Cidrs { cidrs: vec![IpAddr::from([192, 0, 2, last]).into()], except: Vec::new() }],
+        ports: Ports::All,
+        expires: last.is_multiple_of(5).then_some(1_900_000_000),
+        governance: Governance::default(),
+    };
+    let policy = Policy {
+        id: id.clone(),
+        mode: Mode::Enforce,
+        default_action: DefaultAction::Deny,
+        selector: LabelSelector::default(),
+        cluster_dns: false,
+        own_node: false,
+        rules: (0..RULES).map(rule).collect(),
+    };
+    let mut cluster = Cluster::default();
+    cluster.policies.insert(id, Arc::new(policy));
+    cluster.pods.insert(pod.clone(), Pod { ips: vec![[10, 0, 0, 1].into()], ..Pod::default() });
+    let compiled = compile(&cluster, &Settings::default(), &pod);
+    let mut program = program().into_inner();
+    program.install(&compiled).unwrap_or_else(|error| panic!("{error}"));
+    for now in [1_899_999_999, 1_900_000_000] {
+        for destination in
+            (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).chain([[127, 0, 0, 1].into()])
+        {
+            let flow = Flow { destination, protocol: 6, port: 443 };
+            let kernel = program.judge(&flow, now).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(kernel, simulate(&compiled, &flow, now), "{flow:?} at {now}");
+        }
+    }
 }
 
 /// How a packet is dressed up.
@@ -187,7 +233,7 @@ fn dressed(flow: &Flow, source: Addresses, dress: &Dress) -> Vec<u8> {
     let mut packet = packet_of(&flow, source);
     if flow.destination.is_ipv4() {
         let mut options: Vec<u8> = dress.options.concat();
-        while options.len() % 4 != 0 {
+        while !options.len().is_multiple_of(4) {
             options.push(dress.padding);
         }
         options.truncate(40);

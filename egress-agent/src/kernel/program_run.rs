@@ -295,7 +295,6 @@ impl ProgramRun {
     /// Reads the answer out of the return value and the counters, which must agree.
     fn read(&mut self, returned: u32, hint: Option<u32>) -> Result<Judged, RunError> {
         let contradiction = |what: String| RunError::Contradiction { flow: "a packet".to_owned(), what };
-        let rule = self.risen_rule(hint)?;
         let class = match self.endpoint().map(|endpoint| endpoint.slot) {
             Some(slot) => self.risen_class(slot)?,
             None => None,
@@ -305,6 +304,16 @@ impl ProgramRun {
             None if self.endpoint().is_none() => (Verdict::Allow, Reason::Ungoverned),
             None => return Err(contradiction(format!("it returned {returned} and counted nothing"))),
         };
+        let ruled = matches!(
+            reason,
+            Reason::AllowedDestination | Reason::DefaultDeny | Reason::DeniedDestination | Reason::Expired
+        );
+        // Of a large set whose rules had no say, their counters are left unread: a rise would show at the next reading.
+        let rule = if ruled || hint.is_none() { self.risen_rule(hint)? } else { NO_RULE };
+        if ruled != (rule != NO_RULE) {
+            let what = format!("it counted {} ({}) for rule {rule}", verdict.as_str(), reason.as_str());
+            return Err(contradiction(what));
+        }
         if (returned == PASS) != (verdict != Verdict::Deny) {
             let what =
                 format!("it returned {returned} and counted {} ({})", verdict.as_str(), reason.as_str());
