@@ -63,7 +63,7 @@ pub enum Target {
 #[serde(untagged)]
 pub enum ProtocolName {
     /// Off the wire.
-    Number(u8),
+    Number(u64),
     /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6` or digits.
     Name(String),
 }
@@ -203,7 +203,9 @@ pub fn resolve(cluster: &Cluster, question: &Question) -> Result<Resolved, Expla
         return Err(unknown("pod", pod, cluster.pods.keys()));
     }
     let numbered = match &question.protocol {
-        ProtocolName::Number(number) => Named::Number(*number),
+        ProtocolName::Number(number) => {
+            Named::Number(u8::try_from(*number).map_err(|_| ExplainError::Protocol(number.to_string()))?)
+        }
         ProtocolName::Name(name) => named(name)?,
     };
     let has_ports = |number| [TCP, UDP, SCTP].contains(&number);

@@ -151,6 +151,7 @@ fn a_bad_line_gets_an_error_in_its_place_and_the_rest_an_answer() {
 not a flow
 {"from":"shop/checkout","to":{"service":"infra/redsi"},"port":6379}
 {"from":"shop/checkout","to":{"ip":"192.0.2.1"}}
+{"from":"shop/checkout","to":{"ip":"192.0.2.1"},"protocol":300}
 {"from":"shop/checkout","to":{"ip":"192.0.2.1"},"port":443}
 "#;
     let (code, lines) = batch("reference", flows, &[]);
@@ -160,8 +161,12 @@ not a flow
     assert!(errors[1].is_some_and(|error| error.starts_with("not a flow")), "{errors:?}");
     assert_eq!(errors[2], Some("there is no service infra/redsi; did you mean infra/redis?"));
     assert_eq!(errors[3], Some("port is missing"));
-    assert_eq!(lines[4]["verdict"], "allow");
-    assert_eq!(lines.len(), 5);
+    assert_eq!(
+        errors[4],
+        Some("unknown protocol \"300\"; write TCP, UDP, SCTP, ICMP or a number from 0 to 255")
+    );
+    assert_eq!(lines[5]["verdict"], "allow");
+    assert_eq!(lines.len(), 6);
 }
 
 #[test]
