@@ -9,16 +9,22 @@
     missing_docs,
     reason = "the program macros wrap each documented entry point in an undocumented one"
 )]
+#![expect(clippy::needless_pass_by_value, reason = "the program macros hand contexts over by value")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes and fields fit by construction; a checked conversion would need a way to panic"
+)]
 
+mod call;
 mod maps;
 mod parse;
 mod pod;
 mod policy;
 mod report;
+mod skb;
 mod socket;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock_addr},
     macros::{cgroup_skb, cgroup_sock_addr, classifier, sock_ops},
     programs::{SkBuffContext, SockAddrContext, SockOpsContext, TcContext},
 };
@@ -27,14 +33,16 @@ use egress_common::{
     config::setting,
     event::Hook,
     policy::{NEVER, NO_RULE, SCTP, TCP, UDP},
-    socket::flags,
+    socket::{SocketState, flags},
     verdict::{Decision, Reason, Verdict},
 };
 
 use crate::{
-    parse::{Linear, Packet},
+    call::{Call, words_of},
+    parse::Packet,
     pod::Owner,
     report::Occasion,
+    skb::{Skb, Sock},
 };
 
 const PASS: i32 = 1;
@@ -43,25 +51,20 @@ const REFUSE: i32 = 0;
 /// Judges a packet a pod sends.
 #[cgroup_skb(egress)]
 pub fn egress(ctx: SkBuffContext) -> i32 {
-    let skb = ctx.skb.skb;
-    // SAFETY: `skb` is this program's context.
-    unsafe {
-        let sk = socket::of_packet(skb);
-        if sk.is_null() {
-            // The hook runs for a socket, always; without one nobody can be held to a policy.
-            return REFUSE;
-        }
-        let known = socket::state(sk);
-        if let Some(state) = &known
-            && socket::still_holds(skb, state)
-        {
-            report::count(state.slot, u32::from(state.class), state.rule, (*skb).len);
-            return PASS;
-        }
-        match judge_packet(skb, sk, known.as_deref()) {
-            Verdict::Deny => REFUSE,
-            Verdict::Allow | Verdict::Audit => PASS,
-        }
+    // SAFETY: this program's context.
+    let skb = unsafe { Skb::new(ctx.skb.skb) };
+    // The hook runs for a socket, always; without one nobody can be held to a policy.
+    let Some(sk) = skb.socket() else { return REFUSE };
+    let known = sk.state();
+    if let Some(state) = &known
+        && socket::still_holds(skb, state)
+    {
+        report::count(state.slot, u32::from(state.class), state.rule, skb.len());
+        return PASS;
+    }
+    match judge_packet(skb, sk, known.as_deref()) {
+        Verdict::Deny => REFUSE,
+        Verdict::Allow | Verdict::Audit => PASS,
     }
 }
 
@@ -75,24 +78,18 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
 /// 6. The policy decides.
 /// 7. What it would refuse passes if it answers a datagram that came to the pod.
 #[inline(always)]
-unsafe fn judge_packet(
-    skb: *mut __sk_buff,
-    sk: *mut aya_ebpf::bindings::bpf_sock,
-    known: Option<&egress_common::socket::SocketState>,
-) -> Verdict {
-    // SAFETY: the callers pass this program's context and socket, here and below.
-    let owner = unsafe { pod::of_packet(skb) };
+fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
     // 1.
-    let (cgroup, place) = match owner {
+    let (cgroup, place) = match pod::of_packet(skb) {
         Owner::Ungoverned => return Verdict::Allow,
         Owner::Governed { cgroup, slot, revision } => (cgroup, Some((slot, revision))),
         Owner::Unknown(cgroup) => (cgroup, None),
     };
     let slot = if let Some((slot, _)) = place { slot } else { 0 };
-    let length = unsafe { (*skb).len };
+    let length = skb.len();
     let mut packet = Packet::EMPTY;
     // 2.
-    if let Err(reason) = unsafe { parse::parse(skb, &mut packet) } {
+    if let Err(reason) = parse::parse(skb, &mut packet) {
         let occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length };
         return conclude(&occasion, fixed(Verdict::Deny, reason));
     }
@@ -111,9 +108,9 @@ unsafe fn judge_packet(
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
     }
     // 5.
-    if unsafe { socket::is_tcp_reply(skb, sk, known, &packet) } {
+    if socket::is_tcp_reply(skb, sk, known, &packet) {
         let decision = fixed(Verdict::Allow, Reason::Reply);
-        unsafe { socket::keep(skb, sk, known, &packet, (slot, revision), &decision, true) };
+        socket::keep(skb, sk, known, &packet, (slot, revision), &decision, true);
         return conclude(&occasion, decision);
     }
     // 6.
@@ -128,13 +125,12 @@ unsafe fn judge_packet(
     if decision.verdict != Verdict::Allow && socket::is_datagram_reply(cgroup, &packet) {
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Reply));
     }
-    match decision.verdict {
-        Verdict::Allow => unsafe {
-            socket::keep(skb, sk, known, &packet, (slot, revision), &decision, false);
-        },
+    if decision.verdict != Verdict::Deny {
+        socket::keep(skb, sk, known, &packet, (slot, revision), &decision, false);
+    }
+    if decision.verdict == Verdict::Audit {
         // The answer must not turn the rest of the flow into replies, unseen by the audit and by what is enforced later.
-        Verdict::Audit => socket::note_own_datagram(cgroup, &packet),
-        Verdict::Deny => {}
+        socket::note_own_datagram(cgroup, &packet);
     }
     conclude(&occasion, decision)
 }
@@ -165,12 +161,10 @@ fn conclude(occasion: &Occasion<'_>, decision: Decision) -> Verdict {
 /// Remembers who wrote to a pod; never refuses.
 #[cgroup_skb(ingress)]
 pub fn ingress(ctx: SkBuffContext) -> i32 {
-    let skb = ctx.skb.skb;
-    // SAFETY: `skb` is this program's context.
-    unsafe {
-        if is_datagram(skb) {
-            remember(skb);
-        }
+    // SAFETY: this program's context.
+    let skb = unsafe { Skb::new(ctx.skb.skb) };
+    if may_be_datagram(skb) {
+        remember(skb);
     }
     PASS
 }
@@ -178,32 +172,25 @@ pub fn ingress(ctx: SkBuffContext) -> i32 {
 /// Whether the packet may be a datagram from elsewhere: a quick look, so that TCP pays next to nothing. What a pod writes to
 /// itself over loopback proves nothing about other peers, whatever source address it claims.
 #[inline(always)]
-unsafe fn is_datagram(skb: *mut __sk_buff) -> bool {
+fn may_be_datagram(skb: Skb) -> bool {
     const LOOPBACK_INTERFACE: u32 = 1;
-    // SAFETY: the caller passes this program's context; the read lies within what `holds` has checked.
-    unsafe {
-        let bytes = Linear::of(skb);
-        if bytes.holds(20) {
-            let first = bytes.read::<u8>(0) >> 4;
-            if (first == 4 && bytes.read::<u8>(9) == TCP) || (first == 6 && bytes.read::<u8>(6) == TCP) {
-                return false;
-            }
+    let bytes = skb.linear();
+    if bytes.holds(20) {
+        let version = bytes.read::<u8>(0) >> 4;
+        if (version == 4 && bytes.read::<u8>(9) == TCP) || (version == 6 && bytes.read::<u8>(6) == TCP) {
+            return false;
         }
-        (*skb).ifindex != LOOPBACK_INTERFACE
     }
+    skb.interface() != LOOPBACK_INTERFACE
 }
 
 #[inline(always)]
-unsafe fn remember(skb: *mut __sk_buff) {
+fn remember(skb: Skb) {
     let mut packet = Packet::EMPTY;
-    // SAFETY: the caller passes this program's context, here and below.
-    if unsafe { parse::parse(skb, &mut packet) }.is_err() {
+    if parse::parse(skb, &mut packet).is_err() || (packet.protocol != UDP && packet.protocol != SCTP) {
         return;
     }
-    if packet.protocol != UDP && packet.protocol != SCTP {
-        return;
-    }
-    let Owner::Governed { cgroup, slot, revision } = (unsafe { pod::of_packet(skb) }) else { return };
+    let Owner::Governed { cgroup, slot, revision } = pod::of_packet(skb) else { return };
     let Some(endpoint) = pod::record(slot, revision) else { return };
     // What the pod may write to anyway needs no permission to answer. That the peer now writes may be its answer, and must
     // not become a permission once the policy no longer gives one.
@@ -215,44 +202,28 @@ unsafe fn remember(skb: *mut __sk_buff) {
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: this program's context.
-    unsafe { judge_call(ctx.sock_addr, v4_target(ctx.sock_addr), Hook::Connect) }
+    judge_call(unsafe { Call::v4(ctx.sock_addr) }, Hook::Connect)
 }
 
 /// Refuses a `connect()` to a denied IPv6 address; a v4-mapped one is IPv4.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     // SAFETY: this program's context.
-    unsafe { judge_call(ctx.sock_addr, v6_target(ctx.sock_addr), Hook::Connect) }
+    judge_call(unsafe { Call::v6(ctx.sock_addr) }, Hook::Connect)
 }
 
 /// Refuses a `sendmsg()` to a denied IPv4 address.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     // SAFETY: this program's context.
-    unsafe { judge_call(ctx.sock_addr, v4_target(ctx.sock_addr), Hook::Sendmsg) }
+    judge_call(unsafe { Call::v4(ctx.sock_addr) }, Hook::Sendmsg)
 }
 
 /// Refuses a `sendmsg()` to a denied IPv6 address; a v4-mapped one is IPv4.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     // SAFETY: this program's context.
-    unsafe { judge_call(ctx.sock_addr, v6_target(ctx.sock_addr), Hook::Sendmsg) }
-}
-
-#[inline(always)]
-unsafe fn v4_target(call: *const bpf_sock_addr) -> [u32; 4] {
-    // SAFETY: the caller passes this program's context.
-    [0, 0, V4_MAPPED_WORD, unsafe { (*call).user_ip4 }]
-}
-
-#[inline(always)]
-unsafe fn v6_target(call: *const bpf_sock_addr) -> [u32; 4] {
-    // SAFETY: the caller passes this program's context. Volatile, because the context is read word by word.
-    unsafe {
-        let words = &raw const (*call).user_ip6;
-        let word = |index: usize| core::ptr::read_volatile(words.cast::<u32>().add(index));
-        [word(0), word(1), word(2), word(3)]
-    }
+    judge_call(unsafe { Call::v6(ctx.sock_addr) }, Hook::Sendmsg)
 }
 
 /// The answer to a call: the packet hook's, for what the call would send.
@@ -260,14 +231,13 @@ unsafe fn v6_target(call: *const bpf_sock_addr) -> [u32; 4] {
 /// Only where that is certain. A datagram socket that connects sends nothing yet (resolvers do it to learn their own source
 /// address), so it is let through and its packets are judged. So is a call by a task outside the pods.
 #[inline(always)]
-unsafe fn judge_call(call: *mut bpf_sock_addr, target: [u32; 4], hook: Hook) -> i32 {
+fn judge_call(call: Call, hook: Hook) -> i32 {
     const SOCK_STREAM: u32 = 1;
     const SOCK_DGRAM: u32 = 2;
     if maps::setting(setting::CONNECT_HOOKS) == 0 {
         return PASS;
     }
-    // SAFETY: the callers pass this program's context, here and below.
-    let (kind, protocol, port) = unsafe { ((*call).type_, (*call).protocol, (*call).user_port) };
+    let (kind, protocol, target) = (call.kind(), call.protocol(), call.target);
     let fits = match hook {
         Hook::Connect => kind == SOCK_STREAM && protocol == u32::from(TCP),
         _ => kind == SOCK_DGRAM && protocol == u32::from(UDP),
@@ -277,7 +247,7 @@ unsafe fn judge_call(call: *mut bpf_sock_addr, target: [u32; 4], hook: Hook) -> 
     }
     let mut packet = Packet::EMPTY;
     packet.destination = target;
-    packet.destination_port_be = port as u16;
+    packet.destination_port_be = call.port_be();
     packet.protocol = protocol as u8;
     packet.ipv6 = !(target[0] | target[1] == 0 && target[2] == V4_MAPPED_WORD);
     let (cgroup, slot, decision) = match pod::of_task() {
@@ -302,13 +272,12 @@ unsafe fn judge_call(call: *mut bpf_sock_addr, target: [u32; 4], hook: Hook) -> 
     if decision.verdict != Verdict::Deny {
         return PASS;
     }
-    if matches!(hook, Hook::Sendmsg) {
-        let sk = unsafe { (*call).__bindgen_anon_1.sk };
-        if !sk.is_null() {
-            packet.source_port_be = (unsafe { (*sk).src_port } as u16).to_be();
-            if socket::is_datagram_reply(cgroup, &packet) {
-                return PASS;
-            }
+    if matches!(hook, Hook::Sendmsg)
+        && let Some(port_be) = call.source_port_be()
+    {
+        packet.source_port_be = port_be;
+        if socket::is_datagram_reply(cgroup, &packet) {
+            return PASS;
         }
     }
     let occasion = Occasion { cgroup, slot, hook, packet: &packet, length: 0 };
@@ -358,29 +327,23 @@ pub fn accepted(ctx: SockOpsContext) -> u32 {
         return 1;
     }
     // SAFETY: this program's context. Volatile, so that the pointer compared with null is the one used.
-    unsafe {
-        let sk = core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk);
-        if sk.is_null() {
-            return 1;
-        }
-        let Some(state) = socket::state(sk) else { return 1 };
-        if state.flags & flags::LISTENER == 0 {
-            return 1;
-        }
-        // Nobody else knows this socket yet, so its state may be written in place.
-        state.remote = if ctx.family() == AF_INET {
-            [0, 0, V4_MAPPED_WORD, ctx.remote_ip4()]
-        } else {
-            let words = &raw const (*ctx.ops).remote_ip6;
-            let word = |index: usize| core::ptr::read_volatile(words.cast::<u32>().add(index));
-            [word(0), word(1), word(2), word(3)]
-        };
-        state.remote_port_be =
-            u16::from_ne_bytes([ctx.remote_port().to_ne_bytes()[2], ctx.remote_port().to_ne_bytes()[3]]);
-        state.protocol = TCP;
-        state.revision = 0;
-        state.flags = flags::ACCEPTED;
+    let sk = unsafe { Sock::new(core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk)) };
+    let Some(state) = sk.and_then(Sock::state) else { return 1 };
+    if state.flags & flags::LISTENER == 0 {
+        return 1;
     }
+    // Nobody else knows this socket yet, so its state may be written in place.
+    state.remote = if ctx.family() == AF_INET {
+        [0, 0, V4_MAPPED_WORD, ctx.remote_ip4()]
+    } else {
+        // SAFETY: this program's context, read word by word.
+        unsafe { words_of(&raw const (*ctx.ops).remote_ip6) }
+    };
+    let [_, _, high, low] = ctx.remote_port().to_ne_bytes();
+    state.remote_port_be = u16::from_ne_bytes([high, low]);
+    state.protocol = TCP;
+    state.revision = 0;
+    state.flags = flags::ACCEPTED;
     1
 }
 

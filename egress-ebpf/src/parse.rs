@@ -1,12 +1,13 @@
 //! Bytes to [`Packet`]: the only file that walks headers. It follows every header to its end or refuses the packet; it
 //! never guesses.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use egress_common::{
     V4_MAPPED_WORD,
     policy::{SCTP, TCP, UDP},
     verdict::Reason,
 };
+
+use crate::skb::Skb;
 
 const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
@@ -51,64 +52,15 @@ impl Packet {
     };
 }
 
-/// A window on the linear part of a packet.
-pub struct Linear {
-    start: usize,
-    end: usize,
-}
-
-impl Linear {
-    /// The linear part of `skb`; empty on kernels that show none to test runs.
-    ///
-    /// # Safety
-    ///
-    /// `skb` is the context of the running program.
-    #[inline(always)]
-    pub unsafe fn of(skb: *const __sk_buff) -> Self {
-        // SAFETY: the caller's promise; the verifier turns both into packet pointers.
-        unsafe { Self { start: (*skb).data as usize, end: (*skb).data_end as usize } }
-    }
-
-    /// Whether `length` bytes are there.
-    #[inline(always)]
-    pub fn holds(&self, length: usize) -> bool {
-        self.start + length <= self.end
-    }
-
-    /// Reads at `offset`.
-    ///
-    /// # Safety
-    ///
-    /// [`Self::holds`] was true for `offset` plus the size of `T`; the verifier checks it. The read may be unaligned, which
-    /// the supported architectures allow and the verifier enforces on those that do not.
-    #[inline(always)]
-    pub unsafe fn read<T: Copy>(&self, offset: usize) -> T {
-        // SAFETY: the caller's promise.
-        unsafe { core::ptr::read_volatile((self.start + offset) as *const T) }
-    }
-}
-
-/// Parses the packet of `skb`.
-///
-/// # Safety
-///
-/// `skb` is the context of the running program.
+/// Parses a packet.
 #[inline(always)]
-pub unsafe fn parse(skb: *mut __sk_buff, packet: &mut Packet) -> Result<(), Reason> {
-    // SAFETY: the caller's promise, here and below.
-    let protocol = unsafe { (*skb).protocol };
-    if protocol == ETH_P_IP {
-        if unsafe { plain_v4(skb, packet) } {
-            return Ok(());
-        }
-        reason(unsafe { walk_v4(skb, packet) })
-    } else if protocol == ETH_P_IPV6 {
-        if unsafe { plain_v6(skb, packet) } {
-            return Ok(());
-        }
-        reason(unsafe { walk_v6(skb, packet) })
-    } else {
-        Err(Reason::UnknownFamily)
+pub fn parse(skb: Skb, packet: &mut Packet) -> Result<(), Reason> {
+    match skb.protocol() {
+        ETH_P_IP if plain_v4(skb, packet) => Ok(()),
+        ETH_P_IP => reason(walk_v4(skb, packet)),
+        ETH_P_IPV6 if plain_v6(skb, packet) => Ok(()),
+        ETH_P_IPV6 => reason(walk_v6(skb, packet)),
+        _ => Err(Reason::UnknownFamily),
     }
 }
 
@@ -129,67 +81,61 @@ const SOURCE_ROUTE: u32 = 3;
 
 /// IPv4 without options, TCP or UDP, all of it in the linear part: nearly every packet.
 #[inline(always)]
-unsafe fn plain_v4(skb: *const __sk_buff, packet: &mut Packet) -> bool {
-    // SAFETY: the caller's promise; each read lies within what `holds` has checked.
-    unsafe {
-        let bytes = Linear::of(skb);
-        if !bytes.holds(28) || bytes.read::<u8>(0) != 0x45 {
-            return false;
-        }
-        let total = u16::from_be(bytes.read::<u16>(2));
-        if u16::from_be(bytes.read::<u16>(6)) & FRAGMENT_BITS != 0 {
-            return false;
-        }
-        let protocol = bytes.read::<u8>(9);
-        if protocol == TCP {
-            if total < 40 || !bytes.holds(40) {
-                return false;
-            }
-            packet.tcp_flags = bytes.read::<u8>(33);
-        } else if protocol != UDP || total < 28 {
-            return false;
-        }
-        packet.protocol = protocol;
-        packet.source = [0, 0, V4_MAPPED_WORD, bytes.read::<u32>(12)];
-        packet.destination = [0, 0, V4_MAPPED_WORD, bytes.read::<u32>(16)];
-        packet.source_port_be = bytes.read::<u16>(20);
-        packet.destination_port_be = bytes.read::<u16>(22);
-        packet.ipv6 = false;
-        true
+fn plain_v4(skb: Skb, packet: &mut Packet) -> bool {
+    let bytes = skb.linear();
+    if !bytes.holds(28) || bytes.read::<u8>(0) != 0x45 {
+        return false;
     }
+    let total = u16::from_be(bytes.read::<u16>(2));
+    if u16::from_be(bytes.read::<u16>(6)) & FRAGMENT_BITS != 0 {
+        return false;
+    }
+    let protocol = bytes.read::<u8>(9);
+    if protocol == TCP {
+        if total < 40 || !bytes.holds(40) {
+            return false;
+        }
+        packet.tcp_flags = bytes.read::<u8>(33);
+    } else if protocol != UDP || total < 28 {
+        return false;
+    }
+    packet.protocol = protocol;
+    packet.source = [0, 0, V4_MAPPED_WORD, bytes.read::<u32>(12)];
+    packet.destination = [0, 0, V4_MAPPED_WORD, bytes.read::<u32>(16)];
+    packet.source_port_be = bytes.read::<u16>(20);
+    packet.destination_port_be = bytes.read::<u16>(22);
+    packet.ipv6 = false;
+    true
 }
 
 /// IPv6 without extension headers, TCP or UDP, all of it in the linear part.
 #[inline(always)]
-unsafe fn plain_v6(skb: *const __sk_buff, packet: &mut Packet) -> bool {
-    // SAFETY: the caller's promise; each read lies within what `holds` has checked.
-    unsafe {
-        let bytes = Linear::of(skb);
-        if !bytes.holds(48) || bytes.read::<u8>(0) >> 4 != 6 {
-            return false;
-        }
-        let protocol = bytes.read::<u8>(6);
-        if protocol == TCP {
-            if !bytes.holds(60) {
-                return false;
-            }
-            packet.tcp_flags = bytes.read::<u8>(53);
-        } else if protocol != UDP {
-            return false;
-        }
-        packet.protocol = protocol;
-        packet.source =
-            [bytes.read::<u32>(8), bytes.read::<u32>(12), bytes.read::<u32>(16), bytes.read::<u32>(20)];
-        packet.destination =
-            [bytes.read::<u32>(24), bytes.read::<u32>(28), bytes.read::<u32>(32), bytes.read::<u32>(36)];
-        if is_mapped(&packet.destination) {
-            return false;
-        }
-        packet.source_port_be = bytes.read::<u16>(40);
-        packet.destination_port_be = bytes.read::<u16>(42);
-        packet.ipv6 = true;
-        true
+fn plain_v6(skb: Skb, packet: &mut Packet) -> bool {
+    let bytes = skb.linear();
+    if !bytes.holds(48) || bytes.read::<u8>(0) >> 4 != 6 {
+        return false;
     }
+    let protocol = bytes.read::<u8>(6);
+    if protocol == TCP {
+        if !bytes.holds(60) {
+            return false;
+        }
+        packet.tcp_flags = bytes.read::<u8>(53);
+    } else if protocol != UDP {
+        return false;
+    }
+    packet.protocol = protocol;
+    packet.source =
+        [bytes.read::<u32>(8), bytes.read::<u32>(12), bytes.read::<u32>(16), bytes.read::<u32>(20)];
+    packet.destination =
+        [bytes.read::<u32>(24), bytes.read::<u32>(28), bytes.read::<u32>(32), bytes.read::<u32>(36)];
+    if is_mapped(&packet.destination) {
+        return false;
+    }
+    packet.source_port_be = bytes.read::<u16>(40);
+    packet.destination_port_be = bytes.read::<u16>(42);
+    packet.ipv6 = true;
+    true
 }
 
 /// Whether an IPv6 packet's destination lies in the room that stands for IPv4 in the maps.
@@ -198,20 +144,11 @@ fn is_mapped(address: &[u32; 4]) -> bool {
     address[0] | address[1] == 0 && address[2] == V4_MAPPED_WORD
 }
 
-#[inline(always)]
-unsafe fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
-    // SAFETY: the helper checks the offset and writes exactly the size of `T`, which is made of integers.
-    unsafe {
-        bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(into).cast(), size_of::<T>() as u32) == 0
-    }
-}
-
 /// Any IPv4 packet, read piece by piece.
 #[inline(never)]
-unsafe fn walk_v4(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
+fn walk_v4(skb: Skb, packet: &mut Packet) -> u32 {
     let mut header = [0u32; 5];
-    // SAFETY: the caller's promise, here and below.
-    if !unsafe { load(skb, 0, &mut header) } {
+    if !skb.load(0, &mut header) {
         return INVALID;
     }
     let first = header[0].to_ne_bytes();
@@ -219,7 +156,7 @@ unsafe fn walk_v4(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
     if first[0] >> 4 != 4 || header_length < 20 {
         return INVALID;
     }
-    let length = unsafe { (*skb).len };
+    let length = skb.len();
     let mut total = u32::from(u16::from_be_bytes([first[2], first[3]]));
     if total == 0 && length > 0xffff {
         // The kernel's own mark for a packet it will cut up before it leaves (BIG TCP, Linux 6.3).
@@ -237,17 +174,17 @@ unsafe fn walk_v4(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
         return FRAGMENT;
     }
     if header_length > 20 {
-        let verdict = unsafe { options_v4(skb, header_length) };
+        let verdict = options_v4(skb, header_length);
         if verdict != PARSED {
             return verdict;
         }
     }
-    unsafe { transport(skb, header_length, total, packet) }
+    transport(skb, header_length, total, packet)
 }
 
 /// Refuses source routes and options that overrun the header.
 #[inline(always)]
-unsafe fn options_v4(skb: *mut __sk_buff, header_length: u32) -> u32 {
+fn options_v4(skb: Skb, header_length: u32) -> u32 {
     const END: u8 = 0;
     const NOP: u8 = 1;
     const LOOSE_SOURCE_ROUTE: u8 = 131;
@@ -262,8 +199,7 @@ unsafe fn options_v4(skb: *mut __sk_buff, header_length: u32) -> u32 {
             break;
         }
         let mut byte = 0u8;
-        // SAFETY: the caller's promise.
-        if !unsafe { load(skb, at, &mut byte) } {
+        if !skb.load(at, &mut byte) {
             return INVALID;
         }
         if wants_length {
@@ -289,7 +225,7 @@ unsafe fn options_v4(skb: *mut __sk_buff, header_length: u32) -> u32 {
 
 /// Any IPv6 packet: follows extension headers to the transport header.
 #[inline(never)]
-unsafe fn walk_v6(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
+fn walk_v6(skb: Skb, packet: &mut Packet) -> u32 {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT_HEADER: u8 = 44;
@@ -299,8 +235,7 @@ unsafe fn walk_v6(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
     const HOST_IDENTITY: u8 = 139;
     const SHIM6: u8 = 140;
     let mut header = [0u32; 10];
-    // SAFETY: the caller's promise, here and below.
-    if !unsafe { load(skb, 0, &mut header) } {
+    if !skb.load(0, &mut header) {
         return INVALID;
     }
     if header[0].to_ne_bytes()[0] >> 4 != 6 {
@@ -312,7 +247,7 @@ unsafe fn walk_v6(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
     if is_mapped(&packet.destination) {
         return INVALID;
     }
-    let length = unsafe { (*skb).len };
+    let length = skb.len();
     let mut next = header[1].to_ne_bytes()[2];
     packet.protocol = next;
     let mut at = 40u32;
@@ -331,10 +266,10 @@ unsafe fn walk_v6(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
         }
         if !extension {
             packet.protocol = next;
-            return unsafe { transport(skb, at, length, packet) };
+            return transport(skb, at, length, packet);
         }
         let mut head = [0u8; 4];
-        if !unsafe { load(skb, at, &mut head) } {
+        if !skb.load(at, &mut head) {
             return INVALID;
         }
         if next == ROUTING && head[3] != 0 {
@@ -352,7 +287,7 @@ unsafe fn walk_v6(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
 
 /// Reads the ports at `at`; `end` is where the packet says it ends.
 #[inline(always)]
-unsafe fn transport(skb: *mut __sk_buff, at: u32, end: u32, packet: &mut Packet) -> u32 {
+fn transport(skb: Skb, at: u32, end: u32, packet: &mut Packet) -> u32 {
     packet.source_port_be = 0;
     packet.destination_port_be = 0;
     packet.tcp_flags = 0;
@@ -366,23 +301,22 @@ unsafe fn transport(skb: *mut __sk_buff, at: u32, end: u32, packet: &mut Packet)
         return INVALID;
     }
     let mut ports = [0u16; 2];
-    // SAFETY: the caller's promise, here and below.
-    if !unsafe { load(skb, at, &mut ports) } {
+    if !skb.load(at, &mut ports) {
         return INVALID;
     }
     packet.source_port_be = ports[0];
     packet.destination_port_be = ports[1];
     if packet.protocol == TCP {
         let mut tail = [0u8; 4];
-        if !unsafe { load(skb, at + 12, &mut tail) } || !unsafe { load(skb, at + 16, &mut [0u8; 4]) } {
+        if !skb.load(at + 12, &mut tail) || !skb.load(at + 16, &mut [0u8; 4]) {
             return INVALID;
         }
         packet.tcp_flags = tail[1];
     } else if packet.protocol == UDP {
-        if !unsafe { load(skb, at + 4, &mut [0u8; 4]) } {
+        if !skb.load(at + 4, &mut [0u8; 4]) {
             return INVALID;
         }
-    } else if !unsafe { load(skb, at + 8, &mut [0u8; 4]) } {
+    } else if !skb.load(at + 8, &mut [0u8; 4]) {
         return INVALID;
     }
     PARSED

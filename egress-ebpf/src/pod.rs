@@ -1,15 +1,15 @@
 //! Whose packet it is: from a socket's or a task's cgroup to the endpoint that holds for it.
 
-use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
-};
+use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use egress_common::{
     config::setting,
     endpoint::{Endpoint, UNGOVERNED, flags, record_index},
 };
 
-use crate::maps::{ENDPOINTS, PODS, REVISIONS, kubepods_level, setting as read_setting};
+use crate::{
+    maps::{ENDPOINTS, PODS, REVISIONS, kubepods_level, setting as read_setting},
+    skb::Skb,
+};
 
 /// Whose packet or call it is.
 #[derive(Clone, Copy)]
@@ -32,7 +32,7 @@ pub enum Owner {
 #[inline(always)]
 fn known(cgroup: u64) -> Option<Owner> {
     // SAFETY: the value is four bytes, read at once; the agent changes it by replacing it.
-    let slot = *unsafe { PODS.get(&cgroup) }?;
+    let slot = *unsafe { PODS.get(cgroup) }?;
     if slot == UNGOVERNED {
         return Some(Owner::Ungoverned);
     }
@@ -45,19 +45,14 @@ fn known(cgroup: u64) -> Option<Owner> {
 /// Returns whose packet `skb` is, by the cgroup its socket was made in.
 ///
 /// Burstable and best-effort pods stand two levels below kubepods, guaranteed ones one level below.
-///
-/// # Safety
-///
-/// `skb` is the context of the running program.
 #[inline(always)]
-pub unsafe fn of_packet(skb: *mut __sk_buff) -> Owner {
+pub fn of_packet(skb: Skb) -> Owner {
     let level = kubepods_level();
-    // SAFETY: the caller's promise, here and below.
-    let inner = unsafe { bpf_skb_ancestor_cgroup_id(skb, level + 2) };
+    let inner = skb.ancestor_cgroup(level + 2);
     if let Some(owner) = known(inner) {
         return owner;
     }
-    let outer = unsafe { bpf_skb_ancestor_cgroup_id(skb, level + 1) };
+    let outer = skb.ancestor_cgroup(level + 1);
     if let Some(owner) = known(outer) {
         return owner;
     }

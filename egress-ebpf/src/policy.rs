@@ -81,7 +81,7 @@ fn find(endpoint: &Endpoint, destination: &[u32; 4], key: u32) -> Option<&'stati
     let mut span: Option<&Span> = None;
     if endpoint.flags & flags::HAS_EXACT != 0 {
         // SAFETY: an entry is never changed or removed while an endpoint in force uses its set.
-        span = unsafe { EXACT.get(&address) };
+        span = unsafe { EXACT.get(address) };
     }
     if span.is_none() && endpoint.flags & flags::HAS_PREFIXES != 0 {
         span = PREFIXES.get(&Key::new(ADDRESS_KEY_BITS, address));

@@ -2,14 +2,10 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_ANY, BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+        BPF_ANY, BPF_F_CURRENT_NETNS, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
-        bpf_skc_lookup_tcp,
-    },
+    helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use egress_common::{
     V4_MAPPED_WORD,
@@ -17,14 +13,15 @@ use egress_common::{
     maps::{self, node_counter},
     policy::{NEVER, SCTP, TCP, UDP},
     socket::{POD_FIRST, REPLY_WINDOW_SECONDS, ReplyKey, SocketState, flags},
-    verdict::{Decision, class},
+    verdict::{Decision, Verdict, class},
 };
 
 use crate::{
-    maps::{RECENT, REPLIES, REVISIONS, SOCKETS, keep_verdicts, ticks_per_second},
-    parse::{ACK, Linear, Packet, SYN},
+    maps::{RECENT, REPLIES, REVISIONS, keep_verdicts, ticks_per_second},
+    parse::{ACK, Packet, SYN},
     policy::{Ticks, jiffies},
     report::count_node,
+    skb::{Skb, Sock},
 };
 
 const SOCK_STREAM: u32 = 1;
@@ -33,39 +30,10 @@ const TCP_SYN_SENT: u32 = 2;
 const TCP_SYN_RECV: u32 = 3;
 const TCP_LISTEN: u32 = 10;
 
-/// The socket of a packet, or null.
-///
-/// # Safety
-///
-/// `skb` is the context of the running program.
-#[inline(always)]
-pub unsafe fn of_packet(skb: *mut __sk_buff) -> *mut bpf_sock {
-    // SAFETY: the caller's promise. Volatile, so that the pointer that was compared with null is the one that is used.
-    unsafe { core::ptr::read_volatile(&raw const (*skb).__bindgen_anon_2.sk) }
-}
-
-/// Returns what the socket remembers, if anything.
-///
-/// # Safety
-///
-/// `sk` comes from the context of the running program and is not null.
-#[inline(always)]
-pub unsafe fn state(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
-    // SAFETY: the caller's promise; the storage lives as long as the program runs (RCU).
-    unsafe {
-        let state = bpf_sk_storage_get(SOCKETS.as_ptr(), sk.cast(), core::ptr::null_mut(), 0);
-        state.cast::<SocketState>().as_mut()
-    }
-}
-
 /// Whether what the socket remembers still holds and is about this packet: nearly every packet of nearly every flow ends
 /// here. Never so for sockets whose verdicts are not kept.
-///
-/// # Safety
-///
-/// `skb` is the context of the running program.
 #[inline(always)]
-pub unsafe fn still_holds(skb: *const __sk_buff, state: &SocketState) -> bool {
+pub fn still_holds(skb: Skb, state: &SocketState) -> bool {
     let Some(revision) = REVISIONS.get_ptr(state.slot) else { return false };
     // SAFETY: an element of an array map; volatile, so that the word is read once.
     if unsafe { core::ptr::read_volatile(revision) } != state.revision || state.revision == 0 {
@@ -74,36 +42,33 @@ pub unsafe fn still_holds(skb: *const __sk_buff, state: &SocketState) -> bool {
     if state.valid_until != NEVER && Ticks.reached(state.valid_until) {
         return false;
     }
-    // SAFETY: the caller's promise; each read lies within what `holds` has checked.
-    unsafe {
-        let bytes = Linear::of(skb);
-        if !bytes.holds(28) {
-            return false;
-        }
-        let first = bytes.read::<u8>(0);
-        if first == 0x45 {
-            if bytes.read::<u32>(16) != state.remote[3]
-                || bytes.read::<u16>(22) != state.remote_port_be
-                || bytes.read::<u8>(9) != state.protocol
-                || state.remote[2] != V4_MAPPED_WORD
-                || state.remote[0] | state.remote[1] != 0
-                || u16::from_be(bytes.read::<u16>(6)) & 0x3fff != 0
-            {
-                return false;
-            }
-            return state.flags & flags::ACCEPTED == 0 || (bytes.holds(40) && !opens(bytes.read::<u8>(33)));
-        }
-        if first >> 4 != 6 || !bytes.holds(48) {
-            return false;
-        }
-        bytes.read::<u8>(6) == state.protocol
-            && bytes.read::<u16>(42) == state.remote_port_be
-            && bytes.read::<u32>(24) == state.remote[0]
-            && bytes.read::<u32>(28) == state.remote[1]
-            && bytes.read::<u32>(32) == state.remote[2]
-            && bytes.read::<u32>(36) == state.remote[3]
-            && (state.flags & flags::ACCEPTED == 0 || (bytes.holds(60) && !opens(bytes.read::<u8>(53))))
+    let bytes = skb.linear();
+    if !bytes.holds(28) {
+        return false;
     }
+    let first = bytes.read::<u8>(0);
+    if first == 0x45 {
+        if bytes.read::<u32>(16) != state.remote[3]
+            || bytes.read::<u16>(22) != state.remote_port_be
+            || bytes.read::<u8>(9) != state.protocol
+            || state.remote[2] != V4_MAPPED_WORD
+            || state.remote[0] | state.remote[1] != 0
+            || u16::from_be(bytes.read::<u16>(6)) & 0x3fff != 0
+        {
+            return false;
+        }
+        return state.flags & flags::ACCEPTED == 0 || (bytes.holds(40) && !opens(bytes.read::<u8>(33)));
+    }
+    if first >> 4 != 6 || !bytes.holds(48) {
+        return false;
+    }
+    bytes.read::<u8>(6) == state.protocol
+        && bytes.read::<u16>(42) == state.remote_port_be
+        && bytes.read::<u32>(24) == state.remote[0]
+        && bytes.read::<u32>(28) == state.remote[1]
+        && bytes.read::<u32>(32) == state.remote[2]
+        && bytes.read::<u32>(36) == state.remote[3]
+        && (state.flags & flags::ACCEPTED == 0 || (bytes.holds(60) && !opens(bytes.read::<u8>(53))))
 }
 
 /// Whether a TCP packet with these flag bits opens a connection.
@@ -118,29 +83,16 @@ fn opens(tcp_flags: u8) -> bool {
 /// 2. A packet of an accepted socket to its peer, unless it opens a connection: a socket can be reconnected elsewhere.
 /// 3. A packet of a connection nothing is remembered of, if something listens on its local port: the connection is older
 ///    than its governing.
-///
-/// # Safety
-///
-/// `skb` is the context of the running program, `sk` its socket and not null, `known` what it remembers.
 #[inline(always)]
-pub unsafe fn is_tcp_reply(
-    skb: *mut __sk_buff,
-    sk: *mut bpf_sock,
-    known: Option<&SocketState>,
-    packet: &Packet,
-) -> bool {
+pub fn is_tcp_reply(skb: Skb, sk: Sock, known: Option<&SocketState>, packet: &Packet) -> bool {
     if packet.protocol != TCP {
         return false;
     }
-    // SAFETY: the caller's promise, here and below.
-    let full = unsafe { bpf_sk_fullsock(sk) };
-    if full.is_null() {
+    let Some(full) = sk.full() else { return false };
+    if full.kind() != SOCK_STREAM || full.protocol() != u32::from(TCP) {
         return false;
     }
-    let (kind, protocol, tcp_state) = unsafe { ((*full).type_, (*full).protocol, (*full).state) };
-    if kind != SOCK_STREAM || protocol != u32::from(TCP) {
-        return false;
-    }
+    let tcp_state = full.tcp_state();
     // 1.
     if tcp_state == TCP_LISTEN {
         if packet.tcp_flags & (SYN | ACK) != SYN | ACK {
@@ -149,7 +101,9 @@ pub unsafe fn is_tcp_reply(
         if known.is_none() {
             let mut mark = EMPTY;
             mark.flags = flags::LISTENER;
-            unsafe { create(full, &mut mark) };
+            if !full.remember(&mut mark) {
+                count_node(node_counter::STORE_FAILED);
+            }
         }
         return true;
     }
@@ -167,22 +121,18 @@ pub unsafe fn is_tcp_reply(
     if tcp_state == TCP_SYN_SENT || tcp_state == TCP_SYN_RECV || opens(packet.tcp_flags) {
         return false;
     }
-    unsafe { listens(skb, packet) }
+    listens(skb, packet)
 }
 
 /// Whether something listens on the packet's source port. The lookup asks for a peer that cannot exist, so that it finds a
 /// listener and not the connection itself.
-///
-/// # Safety
-///
-/// `skb` is the context of the running program.
 #[inline(always)]
-unsafe fn listens(skb: *mut __sk_buff, packet: &Packet) -> bool {
+fn listens(skb: Skb, packet: &Packet) -> bool {
     const NOWHERE_V4: u32 = u32::from_ne_bytes([192, 0, 2, 0]);
     const NOWHERE_V6: [u32; 4] = [u32::from_ne_bytes([1, 0, 0, 0]), 0, 0, 0];
     const PORT: u16 = 1u16.to_be();
     let netns = BPF_F_CURRENT_NETNS as u64;
-    // SAFETY: the caller's promise; a found socket is released before the program ends.
+    // SAFETY: the context and a tuple of the size that is passed; a found socket is released before the program ends.
     unsafe {
         let found = if packet.ipv6 {
             let mut tuple = bpf_sock_tuple {
@@ -196,7 +146,7 @@ unsafe fn listens(skb: *mut __sk_buff, packet: &Packet) -> bool {
                 },
             };
             let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>() as u32;
-            bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, size, netns, 0)
+            bpf_skc_lookup_tcp(skb.as_ptr(), &raw mut tuple, size, netns, 0)
         } else {
             let mut tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
                 saddr: NOWHERE_V4,
@@ -205,7 +155,7 @@ unsafe fn listens(skb: *mut __sk_buff, packet: &Packet) -> bool {
                 dport: packet.source_port_be,
             };
             let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
-            bpf_skc_lookup_tcp(skb.cast(), (&raw mut tuple).cast(), size, netns, 0)
+            bpf_skc_lookup_tcp(skb.as_ptr(), (&raw mut tuple).cast(), size, netns, 0)
         };
         if found.is_null() {
             return false;
@@ -230,36 +180,18 @@ pub const EMPTY: SocketState = SocketState {
     pad: [0; 3],
 };
 
-/// Makes the socket remember `value`, if it remembers nothing yet.
-#[inline(always)]
-unsafe fn create(sk: *mut bpf_sock, value: &mut SocketState) {
-    // SAFETY: `sk` is the running program's; the helper copies the value.
-    let made = unsafe {
-        bpf_sk_storage_get(
-            SOCKETS.as_ptr(),
-            sk.cast(),
-            core::ptr::from_mut(value).cast(),
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        )
-    };
-    if made.is_null() {
-        count_node(node_counter::STORE_FAILED);
-    }
-}
-
 /// Keeps a verdict that lets a packet pass, where that pays: at once for TCP, from the second packet on for others, never for
 /// raw sockets and protocols without ports.
 ///
 /// A kept verdict is never changed in place: a socket may send from several processors, and a reader must not see half of one
 /// verdict and half of another. A stale one is dropped and a new one put in its place.
 ///
-/// # Safety
-///
-/// `skb` is the context of the running program, `sk` its socket and not null, `known` what it remembers.
+/// An audited verdict does not hold for the next packet, which is to be counted and told anew. But a TCP socket remembers that it
+/// had one, so that it is not taken for a connection older than its governing.
 #[inline(always)]
-pub unsafe fn keep(
-    skb: *mut __sk_buff,
-    sk: *mut bpf_sock,
+pub fn keep(
+    skb: Skb,
+    sk: Sock,
     known: Option<&SocketState>,
     packet: &Packet,
     place: (u32, u64),
@@ -269,13 +201,13 @@ pub unsafe fn keep(
     if !keep_verdicts() || (packet.protocol != TCP && packet.protocol != UDP && packet.protocol != SCTP) {
         return;
     }
-    // SAFETY: the caller's promise, here and below.
-    let full = unsafe { bpf_sk_fullsock(sk) };
-    if full.is_null() {
+    let Some(full) = sk.full() else { return };
+    let kind = full.kind();
+    if kind == SOCK_RAW || (kind == SOCK_STREAM && full.tcp_state() == TCP_LISTEN) {
         return;
     }
-    let (kind, tcp_state) = unsafe { ((*full).type_, (*full).state) };
-    if kind == SOCK_RAW || (kind == SOCK_STREAM && tcp_state == TCP_LISTEN) {
+    let holds = decision.verdict == Verdict::Allow;
+    if !holds && (kind != SOCK_STREAM || known.is_some()) {
         return;
     }
     if let Some(state) = known {
@@ -289,18 +221,19 @@ pub unsafe fn keep(
         if kind != SOCK_STREAM && !same && state.revision == place.1 {
             return;
         }
-        unsafe { bpf_sk_storage_delete(SOCKETS.as_ptr(), full.cast()) };
+        full.forget();
     } else if kind != SOCK_STREAM {
-        let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+        let cookie = skb.socket_cookie();
         let Some(recent) = RECENT.get_ptr_mut(cookie as u32 & (maps::RECENT - 1)) else { return };
-        // SAFETY: an element of a per-CPU map.
-        if unsafe { *recent } != cookie {
-            unsafe { *recent = cookie };
+        // SAFETY: an element of a per-CPU map: this processor's alone while the program runs on it.
+        let recent = unsafe { &mut *recent };
+        if *recent != cookie {
+            *recent = cookie;
             return;
         }
     }
     let mut value = SocketState {
-        revision: place.1,
+        revision: if holds { place.1 } else { 0 },
         valid_until: decision.valid_until,
         remote: packet.destination,
         slot: place.0,
@@ -311,7 +244,9 @@ pub unsafe fn keep(
         class: class(decision.verdict, decision.reason) as u8,
         pad: [0; 3],
     };
-    unsafe { create(full, &mut value) };
+    if !full.remember(&mut value) {
+        count_node(node_counter::STORE_FAILED);
+    }
 }
 
 fn reply_key(
@@ -338,7 +273,7 @@ pub fn is_datagram_reply(cgroup: u64, packet: &Packet) -> bool {
         packet.protocol,
     );
     // SAFETY: the value is eight bytes, read at once.
-    let Some(seen) = (unsafe { REPLIES.get(&key) }) else { return false };
+    let Some(seen) = (unsafe { REPLIES.get(key) }) else { return false };
     *seen & POD_FIRST == 0 && is_recent(*seen)
 }
 
@@ -383,7 +318,7 @@ fn note(key: &ReplyKey, first: u64) {
             let first = if is_recent(before) { before & POD_FIRST } else { first };
             core::ptr::write_volatile(seen, now | first);
         }
-    } else if REPLIES.insert(key, &(now | first), u64::from(BPF_ANY)).is_err() {
+    } else if REPLIES.insert(key, now | first, u64::from(BPF_ANY)).is_err() {
         count_node(node_counter::STORE_FAILED);
     }
 }
