@@ -1,0 +1,351 @@
+//! The agent as it ships: a process that reads manifests, finds pods by their cgroups, and is killed at bad moments.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use egress_tests::lab::{
+    ANSWER_MILLIS, Driver, Host, Lab, Pod, Qos, SILENCE_MILLIS,
+    agent::{self, Agent},
+    at,
+    direct::now,
+    wire::{Outcome, Reply, Request},
+};
+
+const UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+/// How long the agent may take for anything. Debug builds on busy machines are slow.
+const LIMIT: Duration = Duration::from_secs(30);
+
+const GOOD: &str = "192.0.2.10:443";
+const BAD: &str = "198.51.100.7:443";
+
+/// A lab with one pod, one host outside with servers, and manifests.
+struct Node {
+    pod: Pod,
+    out: Arc<Host>,
+    manifests: PathBuf,
+    pins: PathBuf,
+    binary: PathBuf,
+    lab: Lab,
+}
+
+impl Node {
+    fn new(driver: Driver, qos: Qos) -> Self {
+        let binary = agent::binary().unwrap_or_else(|error| panic!("{error:#}"));
+        let lab = Lab::new(driver).unwrap_or_else(|error| panic!("{error:#}"));
+        let pod = lab.pod(UID, qos, &["10.244.0.5"]).unwrap_or_else(|error| panic!("{error:#}"));
+        let out = lab
+            .outside(&["192.0.2.10", "198.51.100.7", "203.0.113.9", "203.0.113.10"])
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        for server in [GOOD, BAD] {
+            out.serve_tcp(at(server));
+        }
+        let pins = lab.bpffs().unwrap_or_else(|error| panic!("{error:#}")).join("egress-agent");
+        let manifests = lab.folder.join("manifests");
+        fs::create_dir(&manifests).expect("the lab's folder can be written");
+        let node = Self { pod, out, manifests, pins, binary, lab };
+        node.write("namespace.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+        node.write("pod.yaml", &pod_manifest(UID));
+        node
+    }
+
+    /// Puts a manifest there in one step.
+    fn write(&self, name: &str, text: &str) {
+        let hidden = self.manifests.join(format!(".{name}"));
+        fs::write(&hidden, text).expect("the lab's folder can be written");
+        fs::rename(&hidden, self.manifests.join(name)).expect("the lab's folder can be written");
+    }
+
+    /// Puts a policy there that denies by default, with these allowed destinations.
+    fn policy(&self, destinations: &[String]) {
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  namespace: shop\n  name: policy\n  labels: {{egress-controller: managed}}\ndata:\n  policy.json: '{{\"defaultAction\": \"deny\", \"allowedDestinations\": [{}]}}'\n",
+            destinations.join(", ")
+        );
+        self.write("policy.yaml", &text);
+    }
+
+    /// Starts the agent and returns without waiting.
+    fn spawn(&self, more: &[&str]) -> Agent {
+        let text = |path: &'_ Path| path.to_str().expect("the lab's paths are text").to_owned();
+        let (manifests, kubepods, pins) =
+            (text(&self.manifests), text(&self.lab.kubepods().path), text(&self.pins));
+        let mut arguments =
+            vec!["--manifests", &manifests, "--kubepods-cgroup", &kubepods, "--pin-dir", &pins];
+        arguments.extend(more);
+        Agent::start(&self.binary, &self.lab.keeper, &arguments).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Starts the agent and waits until its policies are in force.
+    fn run(&self, more: &[&str]) -> Agent {
+        let mut agent = self.spawn(more);
+        agent.wait_ready(LIMIT).unwrap_or_else(|error| panic!("{error:#}"));
+        agent
+    }
+
+    fn kill(&self, agent: Agent) {
+        agent.kill(&self.lab.keeper).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    /// Starts to send datagrams to these addresses in turn.
+    fn watch(&self, to: &[&str]) -> u64 {
+        let to: Vec<SocketAddr> = to.iter().map(|to| at(to)).collect();
+        self.pod.ask(&Request::Watch { to, micros: 200 }).id
+    }
+
+    /// Waits until a new connection ends as wanted.
+    #[track_caller]
+    fn wait(&self, to: &str, wanted: Outcome) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let seen = self.pod.connect(at(to)).outcome;
+            if seen == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{to} is still {seen}, not {wanted}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn pod_manifest(uid: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: web, uid: {uid}, labels: {{app: web}}}}\n\
+         spec: {{nodeName: node-a, containers: [{{name: main, image: example.com/web}}]}}\n\
+         status: {{phase: Running, podIPs: [{{ip: 10.244.0.5}}]}}\n"
+    )
+}
+
+fn destination(name: &str, cidr: &str) -> String {
+    format!("{{\"name\": \"{name}\", \"cidr\": \"{cidr}\"}}")
+}
+
+/// What came of the datagrams to the address at this place.
+fn of(seen: &Reply, place: usize) -> Vec<Outcome> {
+    seen.changes.iter().filter(|change| change.1 == place).map(|change| change.2).collect()
+}
+
+#[test]
+fn policies_hold_for_the_pods_kubelet_made_in_every_layout() {
+    for (driver, qos) in [
+        (Driver::Cgroupfs, Qos::Guaranteed),
+        (Driver::Cgroupfs, Qos::Burstable),
+        (Driver::Systemd, Qos::Guaranteed),
+        (Driver::Systemd, Qos::BestEffort),
+    ] {
+        let node = Node::new(driver, qos);
+        node.policy(&[destination("good", "192.0.2.0/24")]);
+        let agent = node.run(&[]);
+        assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok, "{driver:?} {qos:?}");
+        assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted, "{driver:?} {qos:?}");
+        let metrics = agent.metrics().unwrap_or_else(|error| panic!("{error:#}"));
+        let labels = |reason| [("namespace", "shop"), ("pod", "web"), ("reason", reason)];
+        assert_eq!(metrics.sum("egress_denied_packets_total", &labels("default_deny")), 1.0);
+        assert!(metrics.sum("egress_allowed_packets_total", &labels("allowed_destination")) >= 2.0);
+    }
+}
+
+#[test]
+fn a_denial_is_told_with_who_and_why() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let agent = node.run(&[]);
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
+    let deadline = Instant::now() + LIMIT;
+    let line = loop {
+        if let Some(line) = agent.lines().first() {
+            break line.clone();
+        }
+        assert!(Instant::now() < deadline, "no event is printed");
+        thread::sleep(Duration::from_millis(10));
+    };
+    let event: serde_json::Value = serde_json::from_str(&line).expect("an event is a JSON object");
+    let text = event.to_string();
+    for word in ["shop", "web", "198.51.100.7", "443", "default_deny", "deny"] {
+        assert!(text.contains(word), "{word} stands in {text}");
+    }
+}
+
+#[test]
+fn connect_hooks_off_leaves_the_refusal_to_the_packets() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let _agent = node.run(&["--connect-hooks", "off"]);
+    assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok);
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::Timeout);
+}
+
+#[test]
+fn a_pod_without_a_manifest_waits_for_it_in_strict_mode_and_passes_in_standard_mode() {
+    for (mode, before) in [("strict", Outcome::NotPermitted), ("standard", Outcome::Ok)] {
+        let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+        fs::remove_file(node.manifests.join("pod.yaml")).expect("it was written");
+        node.policy(&[destination("good", "192.0.2.0/24")]);
+        let _agent = node.run(&["--pod-start", mode]);
+        assert_eq!(node.pod.connect(at(GOOD)).outcome, before, "{mode}");
+        assert_eq!(node.pod.connect(at(BAD)).outcome, before, "{mode}");
+        node.write("pod.yaml", &pod_manifest(UID));
+        node.wait(GOOD, Outcome::Ok);
+        node.wait(BAD, Outcome::NotPermitted);
+    }
+}
+
+#[test]
+fn a_pod_no_policy_selects_passes_unless_its_namespace_is_governed() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    let agent = node.run(&[]);
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::Ok);
+    let status = agent.terminate(&node.lab.keeper).unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(status.success(), "SIGTERM is how an agent ends: {status}");
+    let _agent = node.run(&["--governed-namespaces", "shop"]);
+    node.wait(BAD, Outcome::NotPermitted);
+}
+
+#[test]
+fn network_policies_are_enforced_when_asked_for() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.write(
+        "network-policy.yaml",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: shop, name: web}\n\
+         spec:\n  podSelector: {}\n  policyTypes: [Egress]\n  egress:\n    - to: [{ipBlock: {cidr: 192.0.2.0/24}}]\n",
+    );
+    let agent = node.run(&[]);
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::Ok);
+    node.kill(agent);
+    let _agent = node.run(&["--enforce-network-policy"]);
+    node.wait(BAD, Outcome::NotPermitted);
+    assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok);
+}
+
+/// Kill, work on without it, take over, edit, unload: denied traffic passes at no moment, allowed traffic loses nothing.
+#[test]
+fn an_agent_may_die_and_come_back_unnoticed() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let agent = node.run(&[]);
+    let connection = node.pod.connect(at(GOOD));
+    assert_eq!(connection.outcome, Outcome::Ok);
+    let pump = node.pod.ask(&Request::Pump { id: connection.id, micros: 500 }).id;
+    let watch = node.watch(&["192.0.2.10:9", "198.51.100.7:9"]);
+    thread::sleep(Duration::from_millis(100));
+    node.kill(agent);
+    thread::sleep(Duration::from_millis(300));
+    let bad = node.pod.connect(at(BAD));
+    assert_eq!(bad.outcome, Outcome::NotPermitted, "the programs enforce on their own");
+    let agent = node.run(&[]);
+    // What the new agent does reaches the kernel the old one left behind.
+    node.policy(&[destination("good", "192.0.2.0/24"), destination("late", "203.0.113.9/32")]);
+    node.out.serve_tcp(at("203.0.113.9:443"));
+    node.wait("203.0.113.9:443", Outcome::Ok);
+    let seen = node.pod.close(watch);
+    assert_eq!(of(&seen, 0), [Outcome::Ok], "what is allowed never failed: {seen:?}");
+    assert_eq!(of(&seen, 1), [Outcome::NotPermitted], "what is denied never passed: {seen:?}");
+    let pumped = node.pod.close(pump);
+    assert!(pumped.count(Outcome::Ok) > 50, "{pumped:?}");
+    assert_eq!(pumped.counts.len(), 1, "the connection never broke: {pumped:?}");
+    node.kill(agent);
+    let removed = agent::unload(&node.binary, &node.pins).unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(removed.contains("egress"), "it names what it removed: {removed}");
+    assert!(!node.pins.exists(), "nothing is pinned any more");
+    node.wait(BAD, Outcome::Ok);
+}
+
+/// Ten thousand destinations that change places, with the agent killed while it writes them.
+#[test]
+fn an_agent_killed_while_it_writes_leaves_the_old_policy_whole() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    let policies = [false, true].map(|odd| {
+        let mut cidrs = String::new();
+        for number in (0u32..20_000).filter(|number| (number % 2 == 1) == odd) {
+            let [_, _, high, low] = number.to_be_bytes();
+            write!(cidrs, "\"10.77.{high}.{low}/32\", ").expect("a string takes everything");
+        }
+        let one = if odd { "203.0.113.9/32" } else { "203.0.113.10/32" };
+        format!("{{\"name\": \"all\", \"cidrs\": [{cidrs}\"{one}\", \"192.0.2.10/32\"]}}")
+    });
+    node.policy(&policies[..1]);
+    let mut agent = node.run(&[]);
+    let watch = node.watch(&["203.0.113.10:9", "203.0.113.9:9", "192.0.2.10:9", "198.51.100.7:9"]);
+    // From before the agent has read the file to after it has written everything.
+    for (round, pause) in (1..).zip([5, 40, 80, 120, 200, 400]) {
+        node.policy(std::slice::from_ref(&policies[round % 2]));
+        thread::sleep(Duration::from_millis(pause));
+        node.kill(agent);
+        agent = node.run(&[]);
+        let port = 1000 + round;
+        for address in ["203.0.113.9", "203.0.113.10"] {
+            node.out.serve_tcp(at(&format!("{address}:{port}")));
+        }
+        let reached = |odd: bool| {
+            let address = if odd { "203.0.113.9" } else { "203.0.113.10" };
+            node.pod.connect(at(&format!("{address}:{port}"))).outcome
+        };
+        assert_eq!(reached(round % 2 == 1), Outcome::Ok, "after the restart the new policy holds");
+        assert_eq!(reached(round % 2 == 0), Outcome::NotPermitted, "and the old one does not");
+    }
+    let seen = node.pod.close(watch);
+    assert_eq!(of(&seen, 2), [Outcome::Ok], "both allow it, so it never failed: {seen:?}");
+    assert_eq!(of(&seen, 3), [Outcome::NotPermitted], "both deny it, so it never passed: {seen:?}");
+    // Each round swapped the other two once, both within one turn: nobody saw half of a policy.
+    let swaps: Vec<_> = seen.changes.iter().filter(|change| change.0 >= 4).collect();
+    assert_eq!(swaps.len(), 12, "{seen:?}");
+    for pair in swaps.chunks(2) {
+        assert_ne!(pair[0].1, pair[1].1, "both change: {seen:?}");
+        assert!(pair[1].0 - pair[0].0 <= 4, "in one step: {seen:?}");
+    }
+}
+
+#[test]
+fn an_exception_ends_on_time_with_the_agent_dead() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    let end = now() + 8;
+    let expiry = jiff::Timestamp::from_second(i64::try_from(end).expect("it is this century"))
+        .expect("it is this century");
+    node.policy(&[format!(
+        "{{\"name\": \"soon\", \"cidr\": \"192.0.2.10/32\", \"governance\": {{\"expiry\": \"{expiry}\"}}}}"
+    )]);
+    let agent = node.run(&[]);
+    let connection = node.pod.connect(at(GOOD));
+    assert_eq!(connection.outcome, Outcome::Ok);
+    node.kill(agent);
+    assert_eq!(node.pod.exchange(connection.id, 1000), Outcome::Ok);
+    assert!(now() < end, "the machine is far too slow for this test");
+    while now() < end {
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(node.pod.exchange(connection.id, SILENCE_MILLIS), Outcome::Timeout);
+    assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::NotPermitted);
+    let agent = node.run(&[]);
+    let metrics = agent.metrics().unwrap_or_else(|error| panic!("{error:#}"));
+    let labels = [("namespace", "shop"), ("pod", "web"), ("reason", "expired")];
+    assert!(metrics.sum("egress_denied_packets_total", &labels) >= 2.0, "counted while it was dead");
+}
+
+#[test]
+fn a_policy_is_edited_under_an_open_connection() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let _agent = node.run(&[]);
+    let connection = node.pod.connect(at(GOOD));
+    assert_eq!(node.pod.exchange(connection.id, ANSWER_MILLIS), Outcome::Ok);
+    node.policy(&[destination("bad", "198.51.100.0/24")]);
+    node.wait(GOOD, Outcome::NotPermitted);
+    assert_eq!(node.pod.exchange(connection.id, SILENCE_MILLIS), Outcome::Timeout);
+    node.wait(BAD, Outcome::Ok);
+    // A policy that cannot be read leaves the last good one in force.
+    node.write(
+        "policy.yaml",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  namespace: shop\n  name: policy\n  labels: {egress-controller: managed}\ndata:\n  policy.json: '{'\n",
+    );
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::Ok);
+    assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::NotPermitted);
+}
