@@ -428,12 +428,7 @@ fn mapped_addresses_are_ipv4() {
         stage.out.serve_tcp(at("192.0.2.10:443"));
         stage.out.serve_udp(at("192.0.2.10:53"));
         let bad = stage.out.serve_tcp(at("198.51.100.7:443"));
-        stage.enforce(&Rules::deny().to("192.0.2.0/24", Ports::Tcp(443)).to("192.0.2.10", Ports::Udp(53)));
-        // The exact entry hides the prefix around it here, so TCP is asked of another address than the rule for UDP.
-        stage.direct.govern(
-            &stage.pod,
-            &Rules::deny().to("192.0.2.10", Ports::Tcp(443)).to("192.0.2.10", Ports::Udp(53)),
-        );
+        stage.enforce(&Rules::deny().to("192.0.2.10", Ports::Tcp(443)).to("192.0.2.10", Ports::Udp(53)));
         assert_eq!(stage.pod.connect_mapped(at("192.0.2.10:443")).outcome, Outcome::Ok, "hooks {hooks}");
         let wanted = if hooks { Outcome::NotPermitted } else { Outcome::Timeout };
         assert_eq!(stage.pod.connect_mapped(at("198.51.100.7:443")).outcome, wanted);
@@ -730,4 +725,41 @@ fn a_packet_sees_the_old_policy_or_the_new_one_and_never_a_mixture() {
     let pumped = stage.pod.close(pump);
     assert!(pumped.count(Outcome::Ok) > 10, "{pumped:?}");
     assert_eq!(pumped.counts.len(), 1, "the allowed connection never broke: {pumped:?}");
+}
+
+/// The peer's answers must not make a flow of the pod's into replies: neither unseen by the audit, nor once it is enforced.
+#[test]
+fn an_audited_datagram_flow_is_cut_when_the_policy_is_enforced() {
+    let mut stage = Stage::new();
+    stage.out.serve_udp(at("192.0.2.10:53"));
+    stage.enforce(&Rules::audit());
+    let socket = stage.pod.udp(None);
+    for _ in 0..3 {
+        assert_eq!(stage.pod.send(socket, Some(at("192.0.2.10:53"))), Outcome::Ok);
+        assert_eq!(stage.pod.receive(socket, ANSWER_MILLIS).outcome, Outcome::Ok);
+    }
+    let audited = stage.direct.counter(Some(&stage.pod), Verdict::Audit, Reason::DefaultDeny).packets;
+    assert_eq!(audited, 3, "each is audited, answered or not");
+    stage.direct.govern(&stage.pod, &Rules::deny());
+    assert_eq!(stage.pod.send(socket, Some(at("192.0.2.10:53"))), Outcome::NotPermitted);
+    // A server's answers are no violation in audit either.
+    stage.direct.govern(&stage.pod, &Rules::audit());
+    let server = stage.pod.udp(Some(at("10.244.0.5:5353")));
+    let client = stage.out.udp(Some(at("192.0.2.10:9999")));
+    assert_eq!(stage.out.send(client, Some(at("10.244.0.5:5353"))), Outcome::Ok);
+    assert_eq!(stage.pod.receive(server, ANSWER_MILLIS).outcome, Outcome::Ok);
+    assert_eq!(stage.pod.send(server, Some(at("192.0.2.10:9999"))), Outcome::Ok);
+    assert_eq!(stage.allowed(Reason::Reply), 1);
+    stage.direct.govern(&stage.pod, &Rules::deny());
+    assert_eq!(stage.pod.send(server, Some(at("192.0.2.10:9999"))), Outcome::Ok, "and go on");
+}
+
+#[test]
+fn every_connection_of_a_burst_is_refused_and_counted() {
+    let mut stage = Stage::new();
+    stage.enforce(&web());
+    let burst =
+        stage.pod.ask(&Request::Burst { to: at("198.51.100.7:443"), count: 500, millis: CONNECT_MILLIS });
+    assert_eq!(burst.count(Outcome::NotPermitted), 500, "{burst:?}");
+    assert_eq!(stage.denied(Reason::DefaultDeny), 500);
 }
