@@ -137,6 +137,9 @@ pub enum LoadError {
         /// Why not.
         source: io::Error,
     },
+    /// Another process works with the same pins.
+    #[error("another agent works with the pins under {0}; stop it first")]
+    Busy(PathBuf),
     /// The tick rate could not be measured.
     #[error("could not measure the kernel's tick rate: {0}")]
     Clock(String),
@@ -224,6 +227,8 @@ pub struct Datapath {
     bpf: Ebpf,
     links: BTreeMap<&'static str, OwnedFd>,
     pins: Option<PathBuf>,
+    /// Held as long as this process works with the pins.
+    _lock: Option<OwnedFd>,
     /// Whether maps of an earlier agent were taken over.
     pub taken_over: bool,
     /// Ticks per second of the kernel.
@@ -272,6 +277,7 @@ impl Datapath {
             loader.map_max_entries(map, entries);
         }
         let mut taken_over = false;
+        let mut lock = None;
         if let Some(pins) = &options.pins {
             if !is_bpffs(pins) {
                 let mount = pins.parent().unwrap_or(pins).to_owned();
@@ -279,6 +285,7 @@ impl Datapath {
             }
             let folder = layout_folder(pins).join("maps");
             make_folder(&folder)?;
+            lock = Some(lock_pins(pins)?);
             for map in MAPS {
                 let path = folder.join(map);
                 taken_over |= path.exists();
@@ -292,7 +299,7 @@ impl Datapath {
         load_program(&mut bpf, "clock")?;
         load_program(&mut bpf, "floor")?;
         let mut datapath =
-            Self { bpf, links: BTreeMap::new(), pins: options.pins.clone(), taken_over, hz: 0 };
+            Self { bpf, links: BTreeMap::new(), _lock: lock, pins: options.pins.clone(), taken_over, hz: 0 };
         datapath.hz = datapath.measure_hz()?;
         datapath.set(setting::TICKS_PER_SECOND, u64::from(datapath.hz))?;
         datapath.set_clock()?;
@@ -509,12 +516,29 @@ fn pinned_link(path: &Path, program: BorrowedFd<'_>, cgroup: u64) -> io::Result<
     Ok(Some(link))
 }
 
+/// Makes sure that one process at a time works with the pins. The kernel gives the lock back with the process, however it ends.
+fn lock_pins(pins: &Path) -> Result<OwnedFd, LoadError> {
+    use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+    let failed = |source: rustix::io::Errno| LoadError::File {
+        action: "locking",
+        path: pins.to_owned(),
+        source: source.into(),
+    };
+    let folder =
+        open(pins, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(LoadError::Busy(pins.to_owned())),
+        Err(other) => Err(failed(other)),
+    }
+}
+
 /// Removes everything an agent pinned under `pins`, of every layout, and returns what it removed. Programs go with their last
 /// pin, so enforcement ends here.
 ///
 /// # Errors
 ///
-/// [`LoadError::File`]; what could be removed before is gone.
+/// [`LoadError::Busy`] while an agent runs, [`LoadError::File`]; what could be removed before is gone.
 pub fn unload(pins: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let mut removed = Vec::new();
     let failed = |action, path: &Path| {
@@ -528,6 +552,7 @@ pub fn unload(pins: &Path) -> Result<Vec<PathBuf>, LoadError> {
         let mount = pins.parent().unwrap_or(pins).to_owned();
         return Err(LoadError::NotBpffs { path: pins.to_owned(), mount });
     }
+    let lock = lock_pins(pins)?;
     // Links first: a packet must not meet a program whose maps are going.
     for layout in list(pins)? {
         for kind in ["links", "maps"] {
@@ -544,6 +569,7 @@ pub fn unload(pins: &Path) -> Result<Vec<PathBuf>, LoadError> {
         fs::remove_dir(&layout).map_err(failed("removing", &layout))?;
     }
     fs::remove_dir(pins).map_err(failed("removing", pins))?;
+    drop(lock);
     Ok(removed)
 }
 
