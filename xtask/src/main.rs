@@ -2,6 +2,7 @@
 
 mod apt;
 mod apt_sources;
+mod bench;
 mod build;
 mod demo;
 mod lint;
@@ -25,6 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Measure what there are goals for, and write docs/benchmarks.md
+    Bench(bench::Arguments),
     /// Build the kernel object and the release agent that contains it
     Build(build::Arguments),
     /// Show the agent at work on this machine: pods, policies and verdicts, all removed at the end
@@ -52,6 +55,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let workspace = workspace::Workspace::locate();
     match verb {
+        Verb::Bench(arguments) => bench::run(&workspace, &arguments)?,
         Verb::Build(arguments) => build::run(&workspace, &arguments)?,
         Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
