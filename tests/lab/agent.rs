@@ -220,9 +220,12 @@ fn unchunk(mut body: &str) -> Result<String> {
     }
 }
 
-/// Samples by family: labels and value.
+/// The labels of a sample, and its value.
+pub type Sample = (BTreeMap<String, String>, f64);
+
+/// Samples by family.
 #[derive(Clone, Debug, Default)]
-pub struct Metrics(pub BTreeMap<String, Vec<(BTreeMap<String, String>, f64)>>);
+pub struct Metrics(pub BTreeMap<String, Vec<Sample>>);
 
 impl Metrics {
     fn parse(text: &str) -> Self {

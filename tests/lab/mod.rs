@@ -222,7 +222,7 @@ impl Lab {
     pub fn pod(&self, uid: &str, qos: Qos, addresses: &[&str]) -> Result<Pod> {
         let addresses = parse(addresses)?;
         let host = self.host(&addresses)?;
-        self.into_pod(host, uid, qos, addresses)
+        self.join_pod(host, uid, qos, addresses)
     }
 
     /// Starts a pod on the host network, as the switch's namespace plays it.
@@ -233,10 +233,10 @@ impl Lab {
     pub fn host_network_pod(&self, uid: &str, qos: Qos) -> Result<Pod> {
         let host = Arc::new(Host::start(Some(&self.switch), &self.keeper)?);
         self.hosts.lock().expect("no thread panics with the lock held").push(Arc::clone(&host));
-        self.into_pod(host, uid, qos, Vec::new())
+        self.join_pod(host, uid, qos, Vec::new())
     }
 
-    fn into_pod(&self, host: Arc<Host>, uid: &str, qos: Qos, addresses: Vec<IpAddr>) -> Result<Pod> {
+    fn join_pod(&self, host: Arc<Host>, uid: &str, qos: Qos, addresses: Vec<IpAddr>) -> Result<Pod> {
         let (cgroup, container) = self.pod_cgroup(uid, qos)?;
         // The namespace is made by now: its kernel sockets stay in the cgroup of before.
         let procs = container.join("cgroup.procs");
