@@ -91,17 +91,20 @@ fn swapping(room: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
         let versions = [all, changed].map(|destinations| {
             scene::wanted(&cluster(1, vec![policy("app-0", &destinations, None)]), pod.id)
         });
-        let (mut flips, mut wholes) = (Vec::new(), Vec::new());
+        let (mut flips, mut wholes, mut times) = (Vec::new(), Vec::new(), Vec::new());
         // The first version finds empty maps, so it does not count.
         for round in 0..=effort.rounds {
-            let began = Instant::now();
+            let (began, time) = (Instant::now(), thread_time());
             let mut flipped = None;
-            let applied = scene.engine.apply(&versions[round % 2], || flipped = Some(began.elapsed()))?;
+            let applied = scene.engine.apply(&versions[round % 2], || {
+                flipped = Some((began.elapsed(), thread_time().saturating_sub(time)));
+            })?;
             let whole = began.elapsed();
             ensure!(applied.sets == 1 && applied.refused.is_empty(), "one set is written: {applied:?}");
             if round > 0 {
-                let flipped = flipped.context("the new version is in force")?;
+                let (flipped, spent) = flipped.context("the new version is in force")?;
                 flips.push(flipped.as_secs_f64() * 1e3);
+                times.push(spent.as_secs_f64() * 1e3);
                 wholes.push(whole.as_secs_f64() * 1e3);
             }
         }
@@ -117,6 +120,7 @@ fn swapping(room: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
             size.to_string(),
             format!("{:.2}", flip.median),
             range(&flip),
+            format!("{:.2}", Spread::of(&times).median),
             format!("{:.2}", whole.median),
             range(&whole),
             limit,
@@ -132,7 +136,7 @@ fn swapping(room: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
             "A version of 10 000 rules is in force after {} ms; packets meet the old version until then and the new one from then on.",
             number(main)
         ),
-        head: &["rules", "in force, ms", "min to max", "old one gone, ms", "min to max", "goal", ""],
+        head: &["rules", "in force, ms", "min to max", "of which processor", "old one gone, ms", "min to max", "goal", ""],
         rows,
     });
     Ok(())

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::{AsRawFd as _, OwnedFd},
     process::{Command, Stdio},
     thread,
@@ -139,7 +139,7 @@ fn measured(room: &Room, pod: &PodRoom, effort: &Effort, report: &mut Report) ->
         let destinations = destinations(Shape::V4, size);
         let peers: Vec<SocketAddr> = destinations
             .iter()
-            .map(|destination| SocketAddr::new(IpAddr::from(destination.net.network()), destination.port))
+            .map(|destination| SocketAddr::new(destination.net.network(), destination.port))
             .collect();
         let cluster = cluster(1, vec![policy("app-0", &destinations, None)]);
         for keep in [true, false] {
