@@ -40,7 +40,7 @@ use egress_common::{
 use crate::{
     call::{Call, words_of},
     parse::Packet,
-    pod::Owner,
+    pod::{Owner, Standing},
     report::Occasion,
     skb::{Skb, Sock},
 };
@@ -80,12 +80,10 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
     // 1.
-    let (cgroup, place) = match pod::of_packet(skb) {
-        Owner::Ungoverned => return Verdict::Allow,
-        Owner::Governed { cgroup, slot, revision } => (cgroup, Some((slot, revision))),
-        Owner::Unknown(cgroup) => (cgroup, None),
-    };
-    let slot = if let Some((slot, _)) = place { slot } else { 0 };
+    let Owner { standing, cgroup, slot, revision } = pod::of_packet(skb);
+    if standing == Standing::Ungoverned {
+        return Verdict::Allow;
+    }
     let length = skb.len();
     let mut packet = Packet::EMPTY;
     // 2.
@@ -99,7 +97,9 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
     }
     // 4.
-    let Some((slot, revision)) = place else { return conclude(&occasion, unknown_pod()) };
+    if standing != Standing::Governed {
+        return conclude(&occasion, unknown_pod());
+    }
     let Some(endpoint) = pod::record(slot, revision) else {
         // A slot without a record: the agent's mistake, which must not open anything.
         return conclude(&occasion, fixed(Verdict::Deny, Reason::UnknownPod));
@@ -190,7 +190,10 @@ fn remember(skb: Skb) {
     if parse::parse(skb, &mut packet).is_err() || (packet.protocol != UDP && packet.protocol != SCTP) {
         return;
     }
-    let Owner::Governed { cgroup, slot, revision } = pod::of_packet(skb) else { return };
+    let Owner { standing, cgroup, slot, revision } = pod::of_packet(skb);
+    if standing != Standing::Governed {
+        return;
+    }
     let Some(endpoint) = pod::record(slot, revision) else { return };
     // What the pod may write to anyway needs no permission to answer. That the peer now writes may be its answer, and must
     // not become a permission once the policy no longer gives one.
@@ -250,22 +253,22 @@ fn judge_call(call: Call, hook: Hook) -> i32 {
     packet.destination_port_be = call.port_be();
     packet.protocol = protocol as u8;
     packet.ipv6 = !(target[0] | target[1] == 0 && target[2] == V4_MAPPED_WORD);
-    let (cgroup, slot, decision) = match pod::of_task() {
-        None | Some(Owner::Ungoverned) => return PASS,
-        Some(Owner::Unknown(cgroup)) => (cgroup, 0, unknown_pod()),
-        Some(Owner::Governed { cgroup, slot, revision }) => {
+    let Owner { standing, cgroup, slot, revision } = pod::of_task();
+    let decision = match standing {
+        Standing::Outside | Standing::Ungoverned => return PASS,
+        Standing::Unknown => unknown_pod(),
+        Standing::Governed => {
             let Some(endpoint) = pod::record(slot, revision) else { return PASS };
             if policy::is_own(endpoint, &target) {
                 return PASS;
             }
-            let decision = policy::judge(
+            policy::judge(
                 endpoint,
                 &packet.destination,
                 packet.protocol,
                 packet.destination_port_be,
                 packet.ipv6,
-            );
-            (cgroup, slot, decision)
+            )
         }
     };
     // What passes, audited or not, is counted and told by its packets.

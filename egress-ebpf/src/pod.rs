@@ -12,21 +12,38 @@ use crate::{
 };
 
 /// Whose packet or call it is.
+///
+/// Not an enum with fields of its own for each case: the compiler keeps such fields on the stack whether or not the case has
+/// them, and kernels before 6.3 refuse a program that reads a word of the stack that was not written.
 #[derive(Clone, Copy)]
-pub enum Owner {
-    /// A pod with an endpoint; its cgroup id, slot and the revision in force.
-    Governed {
-        /// The pod's cgroup id.
-        cgroup: u64,
-        /// Its slot.
-        slot: u32,
-        /// What holds for it now.
-        revision: u64,
-    },
+pub struct Owner {
+    /// What the maps know about it.
+    pub standing: Standing,
+    /// The pod's cgroup id; 0 for [`Standing::Outside`].
+    pub cgroup: u64,
+    /// The pod's slot; 0 unless it is governed.
+    pub slot: u32,
+    /// The revision in force; 0 unless the pod is governed.
+    pub revision: u64,
+}
+
+/// What the maps know about an owner.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A pod with an endpoint.
+    Governed,
     /// A pod no policy governs.
     Ungoverned,
-    /// A cgroup below kubepods that the maps do not know; its id.
-    Unknown(u64),
+    /// A cgroup below kubepods that the maps do not know.
+    Unknown,
+    /// Not below kubepods.
+    Outside,
+}
+
+/// Returns an owner without a slot.
+#[inline(always)]
+const fn without_slot(standing: Standing, cgroup: u64) -> Owner {
+    Owner { standing, cgroup, slot: 0, revision: 0 }
 }
 
 #[inline(always)]
@@ -34,12 +51,12 @@ fn known(cgroup: u64) -> Option<Owner> {
     // SAFETY: the value is four bytes, read at once; the agent changes it by replacing it.
     let slot = *unsafe { PODS.get(cgroup) }?;
     if slot == UNGOVERNED {
-        return Some(Owner::Ungoverned);
+        return Some(without_slot(Standing::Ungoverned, cgroup));
     }
     let revision = REVISIONS.get_ptr(slot)?;
     // SAFETY: an element of an array map; volatile, so that the word is read once.
     let revision = unsafe { core::ptr::read_volatile(revision) };
-    Some(Owner::Governed { cgroup, slot, revision })
+    Some(Owner { standing: Standing::Governed, cgroup, slot, revision })
 }
 
 /// Returns whose packet `skb` is, by the cgroup its socket was made in.
@@ -56,28 +73,28 @@ pub fn of_packet(skb: Skb) -> Owner {
     if let Some(owner) = known(outer) {
         return owner;
     }
-    Owner::Unknown(if inner != 0 { inner } else { outer })
+    without_slot(Standing::Unknown, if inner != 0 { inner } else { outer })
 }
 
-/// Returns whose call it is, by the cgroup of the calling task; `None` when the task is not below kubepods (a socket can be
-/// handed to another process; the packet hook then judges by the socket).
+/// Returns whose call it is, by the cgroup of the calling task; the task may be outside (a socket can be handed to another
+/// process; the packet hook then judges by the socket).
 #[inline(always)]
-pub fn of_task() -> Option<Owner> {
+pub fn of_task() -> Owner {
     let level = kubepods_level();
     // SAFETY: the helper takes a number and returns one.
     let ancestor = |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) };
     let inner = ancestor(level + 2);
     if let Some(owner) = known(inner) {
-        return Some(owner);
+        return owner;
     }
     let outer = ancestor(level + 1);
     if let Some(owner) = known(outer) {
-        return Some(owner);
+        return owner;
     }
     if ancestor(level) != read_setting(setting::KUBEPODS) {
-        return None;
+        return without_slot(Standing::Outside, 0);
     }
-    Some(Owner::Unknown(if inner != 0 { inner } else { outer }))
+    without_slot(Standing::Unknown, if inner != 0 { inner } else { outer })
 }
 
 /// Returns the record that `revision` made current. A slot that was given up keeps its last record for packets under way, whose
