@@ -9,7 +9,12 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, Read},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1;
@@ -30,6 +35,14 @@ pub const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// The deepest nesting that is read.
 const MAX_DEPTH: usize = 64;
+
+/// How many directories and manifest files below one path are read.
+pub const MAX_DIRECTORIES: usize = 4096;
+/// See [`MAX_DIRECTORIES`].
+pub const MAX_FILES: usize = 65_536;
+
+/// `F_SETSIG` of fcntl(2): which signal tells of a lease that is in somebody's way.
+const F_SETSIG: libc::c_int = 10;
 
 /// How many nodes and aliases may unfold into. A file of [`MAX_FILE_BYTES`] without aliases stays far below.
 const MAX_NODES: usize = 4 << 20;
@@ -61,6 +74,8 @@ pub struct ManifestFile {
     /// What is wrong with it. A policy that is wrong in itself stands here and, as far as it has a name, among the objects,
     /// so that the index can fail closed for it.
     pub errors: Vec<ManifestError>,
+    /// Whether objects may be missing because of an error, so that nobody knows what the file is to say.
+    pub unread: bool,
     /// As in [`Manifests::ignored`].
     pub ignored: BTreeMap<String, usize>,
 }
@@ -110,36 +125,43 @@ pub struct LoadError {
 /// Reads a manifest file, or every one in a directory and the directories in it.
 ///
 /// In directories only names that end in `.yaml`, `.yml` or `.json` count, and hidden ones don't: neither editors' files nor
-/// the `..data` links of a mounted ConfigMap. Links are followed; what is reached twice is read once, under the first path.
+/// the `..data` links of a mounted ConfigMap. Pipes, sockets and devices don't either. Links are followed; what is reached
+/// twice is read once, under the first path.
 ///
 /// # Errors
 ///
 /// If `path` itself does not exist or cannot be read. Everything else stands in the result.
 pub fn load(path: &Path) -> Result<Manifests, LoadError> {
+    // Named by a person, so it may also be a pipe.
+    load_with(path, true, &mut Cache::default(), &|_| false)
+}
+
+fn load_with(
+    path: &Path,
+    pipes: bool,
+    cache: &mut Cache,
+    gave: &dyn Fn(&Path) -> bool,
+) -> Result<Manifests, LoadError> {
     let failed = |source| LoadError { path: path.to_owned(), source };
     let mut files = Vec::new();
-    if fs::metadata(path).map_err(failed)?.is_dir() {
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if metadata.is_dir() {
         fs::read_dir(path).map_err(failed)?;
-        let mut paths = Vec::new();
-        collect(path, &mut BTreeSet::new(), &mut paths);
-        paths.sort_by(|a, b| a.path().cmp(b.path()));
-        let mut seen = BTreeSet::new();
-        for found in paths {
-            match found {
-                Found::File(path) => match fs::canonicalize(&path) {
-                    Ok(real) => {
-                        if seen.insert(real) {
-                            files.push(read(path, true));
-                        }
-                    }
-                    Err(error) => files.push(unreadable(path, &error)),
-                },
-                Found::Fault(path, error) => files.push(unreadable(path, &error)),
-            }
+        let mut walk = Walk::default();
+        walk.directory(path, &metadata);
+        for found in walk.found {
+            files.push(match found {
+                Found::File(path, stamp) => cache.read(path, stamp, gave),
+                Found::Fault(path, error) => unreadable(path, &error),
+            });
         }
+    } else if pipes && !metadata.is_file() {
+        files.push(match File::open(path).and_then(|file| text(&file)) {
+            Ok(text) => parse(path.to_owned(), &text),
+            Err(error) => unreadable(path.to_owned(), &error),
+        });
     } else {
-        // Named by a person, so it may also be a pipe.
-        files.push(read(path.to_owned(), false));
+        files.push(cache.read(path.to_owned(), Stamp::of(&metadata), gave));
     }
     let mut ignored = BTreeMap::new();
     for file in &files {
@@ -151,87 +173,213 @@ pub fn load(path: &Path) -> Result<Manifests, LoadError> {
 }
 
 enum Found {
-    File(PathBuf),
+    File(PathBuf, Stamp),
     Fault(PathBuf, io::Error),
 }
 
-impl Found {
-    fn path(&self) -> &Path {
-        match self {
-            Self::File(path) | Self::Fault(path, _) => path,
-        }
-    }
+/// A walk through a directory and those in it, each of them once and in the order of their names.
+#[derive(Default)]
+struct Walk {
+    /// Device and inode of everything seen, so that links neither repeat anything nor lead in circles.
+    seen: BTreeSet<(u64, u64)>,
+    directories: usize,
+    files: usize,
+    found: Vec<Found>,
 }
 
-/// Lists the manifest files under a directory. `parents` are the directories on the way, so that a link back up ends.
-fn collect(directory: &Path, parents: &mut BTreeSet<PathBuf>, found: &mut Vec<Found>) {
-    let real = match fs::canonicalize(directory) {
-        Ok(real) => real,
-        Err(error) => return found.push(Found::Fault(directory.to_owned(), error)),
-    };
-    if !parents.insert(real.clone()) {
-        return;
+impl Walk {
+    fn fault(&mut self, path: &Path, error: io::Error) {
+        self.found.push(Found::Fault(path.to_owned(), error));
     }
-    match fs::read_dir(directory) {
-        Ok(entries) => {
-            for entry in entries {
-                match entry {
-                    Ok(entry) => visit(entry.path(), parents, found),
-                    Err(error) => found.push(Found::Fault(directory.to_owned(), error)),
-                }
+
+    fn directory(&mut self, directory: &Path, metadata: &fs::Metadata) {
+        if !self.seen.insert((metadata.dev(), metadata.ino())) {
+            return;
+        }
+        self.directories += 1;
+        if self.directories > MAX_DIRECTORIES {
+            // Once is enough to say it.
+            if self.directories == MAX_DIRECTORIES + 1 {
+                let message = format!("more than {MAX_DIRECTORIES} directories; the rest is not read");
+                self.fault(directory, io::Error::other(message));
+            }
+            return;
+        }
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) => return self.fault(directory, error),
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            match entry {
+                Ok(entry) => paths.push(entry.path()),
+                Err(error) => self.fault(directory, error),
             }
         }
-        Err(error) => found.push(Found::Fault(directory.to_owned(), error)),
+        paths.sort_unstable();
+        for path in paths {
+            self.visit(path);
+        }
     }
-    parents.remove(&real);
+
+    fn visit(&mut self, path: PathBuf) {
+        if is_hidden(&path) {
+            return;
+        }
+        let manifest =
+            path.extension().and_then(OsStr::to_str).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"));
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => self.directory(&path, &metadata),
+            Ok(metadata) if manifest && metadata.is_file() => {
+                if !self.seen.insert((metadata.dev(), metadata.ino())) {
+                    return;
+                }
+                self.files += 1;
+                if self.files <= MAX_FILES {
+                    self.found.push(Found::File(path, Stamp::of(&metadata)));
+                } else if self.files == MAX_FILES + 1 {
+                    let message = format!("more than {MAX_FILES} manifest files; the rest is not read");
+                    self.fault(&path, io::Error::other(message));
+                }
+            }
+            Err(error) if manifest => self.found.push(Found::Fault(path, error)),
+            // Neither a directory nor a manifest, so whether it can be read does not matter.
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
-fn visit(path: PathBuf, parents: &mut BTreeSet<PathBuf>, found: &mut Vec<Found>) {
-    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    if hidden {
-        return;
+/// Returns whether a directory's walk passes over a name.
+#[must_use]
+pub fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds of the last write.
+    written: (i64, i64),
+    /// Those of the last change of any kind, which nobody can set back.
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            written: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
     }
-    let manifest =
-        path.extension().and_then(OsStr::to_str).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"));
-    match fs::metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => collect(&path, parents, found),
-        Ok(_) if manifest => found.push(Found::File(path)),
-        Err(error) if manifest => found.push(Found::Fault(path, error)),
-        // Neither a directory nor named like a manifest, so whether it can be read does not matter.
-        Ok(_) | Err(_) => {}
+
+    /// Returns whether a later write is sure to leave another stamp: file systems count time in steps of some milliseconds.
+    fn settled(&self) -> bool {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .is_ok_and(|now| i64::try_from(now.as_secs()).is_ok_and(|now| now > self.changed.0 + 1))
+    }
+}
+
+/// Files as they were read last, so that only what has changed is read again.
+#[derive(Debug, Default)]
+struct Cache(BTreeMap<PathBuf, (Stamp, ManifestFile, bool)>);
+
+impl Cache {
+    /// Returns what a file says. `gave` tells whether a file gave objects before.
+    fn read(&mut self, path: PathBuf, stamp: Stamp, gave: &dyn Fn(&Path) -> bool) -> ManifestFile {
+        if let Some((known, file, used)) = self.0.get_mut(&path)
+            && *known == stamp
+        {
+            *used = true;
+            return file.clone();
+        }
+        let (stamp, text) = match whole(&path) {
+            Ok(read) => read,
+            Err(error) => return unreadable(path, &error),
+        };
+        if text.is_empty() && gave(&path) {
+            let error = io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it is empty now; what it gave before stays (delete the file to take that away)",
+            );
+            return unreadable(path, &error);
+        }
+        let file = parse(path.clone(), &text);
+        if stamp.settled() {
+            self.0.insert(path, (stamp, file.clone(), true));
+        } else {
+            self.0.remove(&path);
+        }
+        file
+    }
+
+    /// Forgets the files that were not asked for since the last call.
+    fn sweep(&mut self) {
+        self.0.retain(|_, (_, _, used)| std::mem::take(used));
     }
 }
 
 fn unreadable(path: PathBuf, error: &io::Error) -> ManifestFile {
     let message = format!("cannot be read: {error}");
     let error = ManifestError { path: path.clone(), document: None, line: None, message, hint: None };
-    ManifestFile { path, errors: vec![error], ..ManifestFile::default() }
+    ManifestFile { path, errors: vec![error], unread: true, ..ManifestFile::default() }
 }
 
-fn read(path: PathBuf, regular_only: bool) -> ManifestFile {
-    let attempt = || -> io::Result<Vec<u8>> {
-        // A pipe in a directory would block for ever when opened.
-        if regular_only && !fs::metadata(&path)?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        let mut bytes = Vec::new();
-        File::open(&path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("larger than {} MiB", MAX_FILE_BYTES >> 20),
-            ));
-        }
-        Ok(bytes)
-    };
-    match attempt().and_then(|bytes| {
-        String::from_utf8(bytes).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("not UTF-8: {}", error.utf8_error()))
-        })
-    }) {
-        Ok(text) => parse(path, &text),
-        Err(error) => unreadable(path, &error),
+/// Reads a regular file that nobody is writing.
+fn whole(path: &Path) -> io::Result<(Stamp, String)> {
+    // What is a file now may be a pipe when it is opened, and a pipe would block.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
+    lease(&file)?;
+    // The lease was not there yet when the first stamp was taken.
+    let stamp = Stamp::of(&file.metadata()?);
+    Ok((stamp, text(&file)?))
+}
+
+/// Makes sure that nobody has the file open for writing, and that whoever opens it so waits until `file` is closed.
+///
+/// Where the kernel grants no lease (files of other users without the capability, some network file systems), nothing is
+/// known about writers, and the file is read as it is.
+fn lease(file: &File) -> io::Result<()> {
+    // When a writer waits, the kernel tells by a signal. The one it would take by default ends the process; this one does not.
+    // SAFETY: system calls that take a descriptor, which is open, and numbers.
+    let result = unsafe {
+        if libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK)
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is being written"));
+    }
+    Ok(())
+}
+
+fn text(file: &File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("larger than {} MiB", MAX_FILE_BYTES >> 20),
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("not UTF-8: {}", error.utf8_error()))
+    })
 }
 
 /// Reads the text of a file. The name decides between JSON (`.json`) and YAML.
@@ -367,6 +515,7 @@ impl<'a> Reader<'a> {
     }
 
     fn error_at(&mut self, line: Option<usize>, message: impl Into<String>, hint: Option<String>) {
+        self.file.unread = true;
         self.file.errors.push(ManifestError {
             path: self.file.path.clone(),
             document: Some(self.document),
@@ -490,11 +639,13 @@ impl<'a> Reader<'a> {
     fn config_map(&mut self, value: Value) {
         let name = describe(&value);
         let salvaged = identity(&value).filter(|(_, labels)| convert::is_managed(labels));
+        let unread = self.file.unread;
         match k8s_openapi::api::core::v1::ConfigMap::deserialize(value) {
             Ok(object) => self.converted(convert::config_map(object)),
             Err(error) => {
                 self.type_error::<k8s_openapi::api::core::v1::ConfigMap>(&name, &error);
                 if let Some((id, _)) = salvaged {
+                    self.file.unread = unread;
                     let object = Object::ConfigMap { id, managed: true, policy: None };
                     self.file.objects.push((object.key(), object));
                 }
@@ -506,6 +657,7 @@ impl<'a> Reader<'a> {
     fn network_policy(&mut self, value: &Value) {
         let name = describe(value);
         let id = identity(value).map(|(id, _)| id);
+        let unread = self.file.unread;
         let mut faults = network_policy::unknown_fields(value).into_iter().peekable();
         if faults.peek().is_none() {
             match k8s_openapi::api::networking::v1::NetworkPolicy::deserialize(value) {
@@ -514,6 +666,7 @@ impl<'a> Reader<'a> {
                     if let Ok(Object::NetworkPolicy(_, Err(fault))) = &object {
                         let (message, hint) = (format!("{name}: {fault}"), fault.hint.clone());
                         self.error(message, hint);
+                        self.file.unread = unread;
                     }
                     self.converted(object);
                 }
@@ -521,7 +674,7 @@ impl<'a> Reader<'a> {
                     self.type_error::<k8s_openapi::api::networking::v1::NetworkPolicy>(&name, &error);
                     let fault =
                         network_policy::Fault { path: "spec".into(), message: error.to_string(), hint: None };
-                    self.unreadable_policy(id, value, fault);
+                    self.unreadable_policy(id, value, fault, unread);
                 }
             }
             return;
@@ -534,12 +687,20 @@ impl<'a> Reader<'a> {
             first.get_or_insert(fault);
         }
         if let Some(fault) = first {
-            self.unreadable_policy(id, value, fault);
+            self.unreadable_policy(id, value, fault, unread);
         }
     }
 
-    fn unreadable_policy(&mut self, id: Option<NsName>, value: &Value, fault: network_policy::Fault) {
+    /// Lets a policy with a name fail closed. Then nothing is missing on its account, so `unread` is again what it was before.
+    fn unreadable_policy(
+        &mut self,
+        id: Option<NsName>,
+        value: &Value,
+        fault: network_policy::Fault,
+        unread: bool,
+    ) {
         let Some(id) = id else { return };
+        self.file.unread = unread;
         let object = Object::NetworkPolicy(id, Err(fault.unreadable(pod_selector(value))));
         self.file.objects.push((object.key(), object));
     }
@@ -678,6 +839,11 @@ impl<'de> Visitor<'de> for UniqueVisitor {
 pub struct Reload {
     /// What changed in the index.
     pub change: Change,
+    /// Whether everything could be read. While it could not, what is missing may yet be there, so nothing may be opened because
+    /// of what is missing.
+    pub complete: bool,
+    /// The first reason why it is not complete.
+    pub incomplete_because: Option<String>,
     /// What is wrong with the files, and which objects stand in more than one.
     pub errors: Vec<ManifestError>,
     /// Objects that hold in an earlier version because their file is broken.
@@ -696,49 +862,56 @@ pub struct DirectorySource {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
     /// What the index has from here.
     applied: BTreeSet<ObjectKey>,
+    /// Whether a path may be a pipe.
+    pipes: bool,
+    cache: Cache,
 }
 
 impl DirectorySource {
-    /// Returns a source for one file or directory; nothing is read yet.
+    /// Returns a source for one regular file or directory; nothing is read yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self::with_paths(vec![path.into()])
+        Self { pipes: false, ..Self::with_paths(vec![path.into()]) }
     }
 
-    /// Returns a source for several files and directories; of an object in more than one the first path wins.
+    /// Returns a source for several files, pipes and directories; of an object in more than one the first path wins.
     #[must_use]
     pub fn with_paths(paths: Vec<PathBuf>) -> Self {
-        Self { paths, files: BTreeMap::new(), applied: BTreeSet::new() }
+        Self { paths, files: BTreeMap::new(), applied: BTreeSet::new(), pipes: true, cache: Cache::default() }
     }
 
     /// Reads everything again and brings `index` up to date.
     ///
     /// Objects that are gone from the files are deleted, but as long as a file has errors, what it gave before and does not
-    /// give now stays. Of an object that is defined twice the first definition counts, in the order of the paths.
+    /// give now stays, and so does everything from a path that is missing, or a directory that holds no manifest file any more:
+    /// that is how a volume looks that is not mounted. Of an object that is defined twice the first definition counts, in the order of the paths.
     pub fn reload(&mut self, index: &mut Index) -> Reload {
         let mut manifests = Manifests::default();
         let mut broken: Vec<PathBuf> = Vec::new();
         let mut reload = Reload::default();
+        let gave = |path: &Path| self.files.get(path).is_some_and(|objects| !objects.is_empty());
         for path in &self.paths {
-            match load(path) {
+            let fault = match load_with(path, self.pipes, &mut self.cache, &gave) {
                 Ok(loaded) => {
+                    let empty = loaded.files.is_empty();
                     manifests.files.extend(loaded.files);
                     for (kind, count) in loaded.ignored {
                         *manifests.ignored.entry(kind).or_default() += count;
                     }
+                    if !empty {
+                        continue;
+                    }
+                    "no manifest file is in there; what it gave before, if anything, stays".to_owned()
                 }
-                Err(error) => {
-                    broken.push(path.clone());
-                    reload.errors.push(ManifestError {
-                        path: path.clone(),
-                        document: None,
-                        line: None,
-                        message: format!("{error}: {}", error.source),
-                        hint: None,
-                    });
-                }
-            }
+                Err(error) => format!("{error}: {}", error.source),
+            };
+            broken.push(path.clone());
+            let error =
+                ManifestError { path: path.clone(), document: None, line: None, message: fault, hint: None };
+            reload.incomplete_because.get_or_insert_with(|| error.to_string());
+            reload.errors.push(error);
         }
+        self.cache.sweep();
         self.take(index, manifests, broken, reload)
     }
 
@@ -757,6 +930,9 @@ impl DirectorySource {
             let Entry::Vacant(slot) = self.files.entry(file.path.clone()) else { continue };
             if !file.errors.is_empty() {
                 broken.push(file.path.clone());
+            }
+            if let Some(error) = file.errors.first().filter(|_| file.unread) {
+                reload.incomplete_because.get_or_insert_with(|| error.to_string());
             }
             reload.errors.extend(file.errors);
             let objects = slot.insert(BTreeMap::new());
@@ -813,6 +989,7 @@ impl DirectorySource {
             reload.change |= index.delete(gone);
         }
         self.applied = present;
+        reload.complete = reload.incomplete_because.is_none();
         reload
     }
 }
@@ -830,7 +1007,7 @@ fn twice(path: &Path, key: &ObjectKey, first: &Path) -> ManifestError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{io::Write as _, os::unix::fs::symlink};
 
     use proptest::prelude::*;
     use tempfile::TempDir;
@@ -1157,6 +1334,7 @@ spec:
         fs::write(directory.path().join("a.yaml"), b"\xff\xfe").expect("the file can be written");
         let large = File::create(directory.path().join("b.yaml")).expect("the file can be made");
         large.set_len(MAX_FILE_BYTES + 1).expect("a sparse file");
+        drop(large);
         fs::create_dir(directory.path().join("c.yaml")).expect("a directory may have such a name");
         write(&directory, "d.yaml", POD_A);
         let loaded = load(directory.path()).expect("the directory is there");
@@ -1223,6 +1401,109 @@ spec:
         remove(&directory, "c.yaml");
         assert!(source.reload(&mut index).change.any());
         assert!(index.cluster().policies.is_empty(), "a deleted file keeps nothing");
+    }
+
+    #[test]
+    fn what_is_missing_makes_a_reload_incomplete_and_loosens_nothing() {
+        let directory = TempDir::new().expect("a temporary directory");
+        let root = directory.path().join("manifests");
+        let mut index = Index::new(policy_text);
+        let mut source = DirectorySource::new(&root);
+        assert!(!source.reload(&mut index).complete, "the directory is not there");
+        fs::create_dir(&root).expect("a directory");
+        let empty = source.reload(&mut index);
+        assert!(!empty.complete, "it may be a volume that is not mounted");
+        assert!(empty.incomplete_because.expect("a reason").contains("no manifest file"));
+        write(&directory, "manifests/a.yaml", &format!("{POD_A}---\nkind: [\n"));
+        assert!(!source.reload(&mut index).complete, "one document is broken");
+        write(&directory, "manifests/a.yaml", POD_A);
+        write(&directory, "manifests/c.yaml", &mk_config_map("c", "one"));
+        assert!(source.reload(&mut index).complete);
+        for name in ["a.yaml", "c.yaml"] {
+            remove(&directory, &format!("manifests/{name}"));
+        }
+        let reload = source.reload(&mut index);
+        assert!(!reload.complete);
+        assert_eq!(
+            (reload.change, reload.kept.len()),
+            (Change::NONE, 2),
+            "an empty directory keeps everything"
+        );
+        write(&directory, "manifests/b.yaml", POD_B);
+        let reload = source.reload(&mut index);
+        assert!(reload.complete);
+        assert_eq!(names(&index), ["b"], "a directory with manifests says what there is");
+    }
+
+    #[test]
+    fn a_policy_that_fails_closed_is_not_missing() {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut index = Index::new(policy_text);
+        write(&directory, "a.yaml", &NETWORK_POLICY.replace("ports", "prots"));
+        let reload = DirectorySource::new(directory.path()).reload(&mut index);
+        assert_eq!((reload.errors.len(), reload.complete), (1, true));
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_keeps_what_it_gave() {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut index = Index::new(policy_text);
+        let mut source = DirectorySource::new(directory.path());
+        write(&directory, "a.yaml", &format!("{POD_A}---\n{POD_B}"));
+        assert!(source.reload(&mut index).complete);
+        // As a shell's `cat new > a.yaml` does it: first empty, then in part, then closed.
+        let mut file = File::create(directory.path().join("a.yaml")).expect("the file can be written");
+        assert_eq!(source.reload(&mut index).change, Change::NONE);
+        file.write_all(POD_A.as_bytes()).expect("the file can be written");
+        let half = source.reload(&mut index);
+        assert_eq!((half.change, half.complete), (Change::NONE, false), "{:?}", half.errors);
+        assert_eq!(names(&index), ["a", "b"]);
+        drop(file);
+        let reload = source.reload(&mut index);
+        assert!(reload.complete, "{:?}", reload.errors);
+        assert_eq!(names(&index), ["a"]);
+        write(&directory, "a.yaml", "");
+        assert!(!source.reload(&mut index).complete);
+        assert_eq!(names(&index), ["a"], "an empty file is one that somebody is about to write");
+    }
+
+    #[test]
+    fn links_repeat_no_directory_and_pipes_are_passed_over() {
+        let directory = TempDir::new().expect("a temporary directory");
+        // Each directory links to all others: without a memory there are 8! ways through.
+        for i in 0..8 {
+            write(&directory, &format!("d{i}/p{i}.yaml"), &POD_A.replace("name: a", &format!("name: p{i}")));
+            for j in 0..8 {
+                symlink(format!("../d{j}"), directory.path().join(format!("d{i}/l{j}"))).expect("a link");
+            }
+        }
+        let pipe = directory.path().join("pipe.yaml");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("a pipe");
+        let loaded = load(directory.path()).expect("the directory is there");
+        assert_eq!((loaded.files.len(), loaded.errors().count()), (8, 0));
+        assert!(whole(&pipe).is_err(), "and opening one does not block");
+    }
+
+    #[test]
+    fn only_what_has_changed_is_read_again() {
+        let directory = TempDir::new().expect("a temporary directory");
+        let path = directory.path().join("a.yaml");
+        write(&directory, "a.yaml", POD_A);
+        let mut stamp = Stamp::of(&fs::metadata(&path).expect("the file is there"));
+        assert!(!stamp.settled(), "the next write may leave the same times");
+        let mut cache = Cache::default();
+        cache.read(path.clone(), stamp, &|_| false);
+        assert!(cache.0.is_empty(), "so nothing is remembered yet");
+        stamp.changed.0 -= 10;
+        assert!(stamp.settled());
+        let told = parse(path.clone(), POD_B);
+        cache.0.insert(path.clone(), (stamp, told, true));
+        let known = cache.read(path.clone(), stamp, &|_| false);
+        assert_eq!(keys(&known), ["Pod default/b"], "the same stamp is the same file");
+        stamp.size += 1;
+        let read = cache.read(path, stamp, &|_| false);
+        assert_eq!(keys(&read), ["Pod default/a"], "another stamp is another file");
     }
 
     #[test]
