@@ -2,7 +2,7 @@
 //! to a sentence.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::IpAddr,
 };
@@ -470,7 +470,7 @@ fn compiled_for<'c>(
 fn plan(pod: &NsName, compiled: &Compiled) -> Result<Planned, ExplainError> {
     const ONLY: u64 = 1;
     let state = State::new(Capacities::default());
-    let plan = diff::plan(&state, &BTreeMap::from([(ONLY, Wanted::new(pod.clone(), compiled))]));
+    let plan = diff::plan(&state, &BTreeMap::from([(ONLY, Wanted::new(pod.clone(), compiled))]), &BTreeSet::new());
     if let Some(refused) = plan.refused.first() {
         return Err(refused.full.into());
     }
@@ -552,6 +552,7 @@ pub const fn sentence(reason: Reason) -> &'static str {
         Reason::Fragment => "it is a fragment made by hand",
         Reason::SourceRoute => "it carries a source route",
         Reason::UnknownFamily => "it is neither IPv4 nor IPv6",
+        Reason::NotRemembered => "the kernel had no memory to remember that the pod opened this connection",
     }
 }
 

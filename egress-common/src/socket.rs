@@ -34,22 +34,23 @@ pub mod flags {
     pub const ACCEPTED: u8 = 2;
 }
 
-/// A peer that sent a datagram to a pod, the key of the replies map. Its value is the time in kernel ticks, and [`POD_FIRST`].
+/// A peer that sent a datagram to a socket, the key of the replies map. Its value is the time in kernel ticks, and [`POD_FIRST`].
+///
+/// By socket and not by pod and port: a socket stays in its network namespace, so what a pod sends to itself in a namespace of
+/// its own making permits nothing in the pod's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReplyKey {
-    /// The receiving pod's cgroup id.
-    pub cgroup: u64,
+    /// The receiving socket's cookie.
+    pub cookie: u64,
     /// Where the datagram came from, network byte order in memory, IPv4 mapped.
     pub remote: [u32; 4],
     /// The port it came from, network byte order.
     pub remote_port_be: u16,
-    /// The pod's port it went to, network byte order.
-    pub local_port_be: u16,
     /// The protocol number off the wire: UDP or SCTP.
     pub protocol: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 5],
 }
 
 /// The bit of the replies map's value that says that the pod may have written to the peer first, so that what the peer writes

@@ -69,6 +69,9 @@ pub enum Reason {
     SourceRoute = 22,
     /// Neither IPv4 nor IPv6.
     UnknownFamily = 23,
+    /// The socket could not be made to remember that it opens a connection, for want of memory; its later packets could not be
+    /// told from those of a connection that came to the pod.
+    NotRemembered = 24,
 }
 
 impl Reason {
@@ -90,6 +93,7 @@ impl Reason {
             21 => Self::Fragment,
             22 => Self::SourceRoute,
             23 => Self::UnknownFamily,
+            24 => Self::NotRemembered,
             _ => return None,
         })
     }
@@ -112,12 +116,13 @@ impl Reason {
             Self::Fragment => "fragment",
             Self::SourceRoute => "source_route",
             Self::UnknownFamily => "unknown_family",
+            Self::NotRemembered => "not_remembered",
         }
     }
 }
 
-/// How many counters each endpoint has: one for each pair of verdict and reason that is counted, rounded up.
-pub const CLASSES: u32 = 16;
+/// How many counters each endpoint has: one for each pair of verdict and reason that is counted.
+pub const CLASSES: u32 = 17;
 
 /// Every counted pair, by its place among an endpoint's counters. [`Reason::Ungoverned`] is absent on purpose: such pods
 /// are not counted, so that they cost next to nothing.
@@ -138,6 +143,7 @@ pub const COUNTED: [(Verdict, Reason); CLASSES as usize] = [
     (Verdict::Deny, Reason::Fragment),
     (Verdict::Deny, Reason::SourceRoute),
     (Verdict::Deny, Reason::UnknownFamily),
+    (Verdict::Deny, Reason::NotRemembered),
 ];
 
 /// Returns the place of a pair among an endpoint's counters; pairs that are not counted share the first denial's place,
@@ -161,6 +167,7 @@ pub const fn class(verdict: Verdict, reason: Reason) -> u32 {
         (Verdict::Deny, Reason::Fragment) => 13,
         (Verdict::Deny, Reason::SourceRoute) => 14,
         (Verdict::Deny, Reason::UnknownFamily) => 15,
+        (Verdict::Deny, Reason::NotRemembered) => 16,
         (Verdict::Deny, _) => 8,
     }
 }

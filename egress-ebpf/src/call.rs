@@ -1,6 +1,6 @@
 //! The context of the connect and sendmsg hooks, behind safe methods.
 
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::{bindings::bpf_sock_addr, helpers::generated::bpf_get_socket_cookie};
 use egress_common::V4_MAPPED_WORD;
 
 /// A `connect()` or `sendmsg()` that a program was called for.
@@ -55,16 +55,11 @@ impl Call {
         unsafe { (*self.context).user_port as u16 }
     }
 
-    /// The socket's own port, network byte order; `None` when there is no socket.
+    /// A number that is the socket's alone.
     #[inline(always)]
-    pub fn source_port_be(self) -> Option<u16> {
-        // SAFETY: the context, see `v4`. Volatile, so that the pointer compared with null is the one used.
-        let sk = unsafe { core::ptr::read_volatile(&raw const (*self.context).__bindgen_anon_1.sk) };
-        if sk.is_null() {
-            return None;
-        }
-        // SAFETY: not null, so a socket of the running program. The kernel gives this one port in host order.
-        Some((unsafe { (*sk).src_port } as u16).to_be())
+    pub fn socket_cookie(self) -> u64 {
+        // SAFETY: the context, see `v4`.
+        unsafe { bpf_get_socket_cookie(self.context.cast()) }
     }
 }
 

@@ -56,13 +56,13 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
     // The hook runs for a socket, always; without one nobody can be held to a policy.
     let Some(sk) = skb.socket() else { return REFUSE };
     let known = sk.state();
-    if let Some(state) = &known
+    if let Some(state) = known
         && socket::still_holds(skb, state)
     {
         report::count(state.slot, u32::from(state.class), state.rule, skb.len());
         return PASS;
     }
-    match judge_packet(skb, sk, known.as_deref()) {
+    match judge_packet(skb, sk, known) {
         Verdict::Deny => REFUSE,
         Verdict::Allow | Verdict::Audit => PASS,
     }
@@ -92,25 +92,25 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
         return conclude(&occasion, fixed(Verdict::Deny, reason));
     }
     let occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length };
-    // 3.
-    if policy::is_loopback(&packet.destination) {
-        return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
-    }
-    // 4.
     if standing != Standing::Governed {
+        // 3. and 4.
+        if policy::is_local(None, &packet.source, &packet.destination) {
+            return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
+        }
         return conclude(&occasion, unknown_pod());
     }
     let Some(endpoint) = pod::record(slot, revision) else {
-        // A slot without a record: the agent's mistake, which must not open anything.
         return conclude(&occasion, fixed(Verdict::Deny, Reason::UnknownPod));
     };
-    if policy::is_own(endpoint, &packet.destination) {
+    // 3.
+    if policy::is_local(Some(endpoint), &packet.source, &packet.destination) {
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
     }
     // 5.
     if socket::is_tcp_reply(skb, sk, known, &packet) {
         let decision = fixed(Verdict::Allow, Reason::Reply);
-        socket::keep(skb, sk, known, &packet, (slot, revision), &decision, true);
+        // A reply never opens a connection, so it may leave whether or not the socket could remember it.
+        let _kept = socket::keep(skb, sk, known, &packet, (slot, revision), &decision, true);
         return conclude(&occasion, decision);
     }
     // 6.
@@ -122,15 +122,17 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
         packet.ipv6,
     );
     // 7.
-    if decision.verdict != Verdict::Allow && socket::is_datagram_reply(cgroup, &packet) {
+    if decision.verdict != Verdict::Allow && socket::is_datagram_reply(skb.socket_cookie(), &packet) {
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Reply));
     }
-    if decision.verdict != Verdict::Deny {
-        socket::keep(skb, sk, known, &packet, (slot, revision), &decision, false);
+    if decision.verdict != Verdict::Deny
+        && !socket::keep(skb, sk, known, &packet, (slot, revision), &decision, false)
+    {
+        return conclude(&occasion, fixed(Verdict::Deny, Reason::NotRemembered));
     }
     if decision.verdict == Verdict::Audit {
         // The answer must not turn the rest of the flow into replies, unseen by the audit and by what is enforced later.
-        socket::note_own_datagram(cgroup, &packet);
+        socket::note_own_datagram(skb.socket_cookie(), &packet);
     }
     conclude(&occasion, decision)
 }
@@ -181,7 +183,7 @@ fn may_be_datagram(skb: Skb) -> bool {
             return false;
         }
     }
-    skb.interface() != LOOPBACK_INTERFACE
+    skb.interface() != LOOPBACK_INTERFACE && !skb.is_looped_back()
 }
 
 #[inline(always)]
@@ -190,15 +192,18 @@ fn remember(skb: Skb) {
     if parse::parse(skb, &mut packet).is_err() || (packet.protocol != UDP && packet.protocol != SCTP) {
         return;
     }
-    let Owner { standing, cgroup, slot, revision } = pod::of_packet(skb);
-    if standing != Standing::Governed {
+    let owner = pod::of_packet(skb);
+    if owner.standing != Standing::Governed {
         return;
     }
-    let Some(endpoint) = pod::record(slot, revision) else { return };
+    let Some(endpoint) = pod::record(owner.slot, owner.revision) else { return };
     // What the pod may write to anyway needs no permission to answer. That the peer now writes may be its answer, and must
     // not become a permission once the policy no longer gives one.
-    let back = policy::judge(endpoint, &packet.source, packet.protocol, packet.source_port_be, packet.ipv6);
-    socket::remember_datagram(cgroup, &packet, back.verdict == Verdict::Allow);
+    socket::remember_datagram(skb.socket_cookie(), &packet, || {
+        let back =
+            policy::judge(endpoint, &packet.source, packet.protocol, packet.source_port_be, packet.ipv6);
+        back.verdict == Verdict::Allow
+    });
 }
 
 /// Refuses a `connect()` to a denied IPv4 address.
@@ -275,13 +280,8 @@ fn judge_call(call: Call, hook: Hook) -> i32 {
     if decision.verdict != Verdict::Deny {
         return PASS;
     }
-    if matches!(hook, Hook::Sendmsg)
-        && let Some(port_be) = call.source_port_be()
-    {
-        packet.source_port_be = port_be;
-        if socket::is_datagram_reply(cgroup, &packet) {
-            return PASS;
-        }
+    if matches!(hook, Hook::Sendmsg) && socket::is_datagram_reply(call.socket_cookie(), &packet) {
+        return PASS;
     }
     let occasion = Occasion { cgroup, slot, hook, packet: &packet, length: 0 };
     match conclude(&occasion, decision) {
@@ -331,22 +331,27 @@ pub fn accepted(ctx: SockOpsContext) -> u32 {
     }
     // SAFETY: this program's context. Volatile, so that the pointer compared with null is the one used.
     let sk = unsafe { Sock::new(core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk)) };
-    let Some(state) = sk.and_then(Sock::state) else { return 1 };
+    let Some(sk) = sk else { return 1 };
+    let Some(state) = sk.state() else { return 1 };
     if state.flags & flags::LISTENER == 0 {
         return 1;
     }
-    // Nobody else knows this socket yet, so its state may be written in place.
-    state.remote = if ctx.family() == AF_INET {
+    let remote = if ctx.family() == AF_INET {
         [0, 0, V4_MAPPED_WORD, ctx.remote_ip4()]
     } else {
         // SAFETY: this program's context, read word by word.
         unsafe { words_of(&raw const (*ctx.ops).remote_ip6) }
     };
     let [_, _, high, low] = ctx.remote_port().to_ne_bytes();
-    state.remote_port_be = u16::from_ne_bytes([high, low]);
-    state.protocol = TCP;
-    state.revision = 0;
-    state.flags = flags::ACCEPTED;
+    let remote_port_be = u16::from_ne_bytes([high, low]);
+    // Nobody else knows this socket yet. That it remembered something was seen above, so this cannot fail.
+    sk.rewrite(&SocketState {
+        remote,
+        remote_port_be,
+        protocol: TCP,
+        flags: flags::ACCEPTED,
+        ..socket::EMPTY
+    });
     1
 }
 

@@ -53,9 +53,12 @@ fn known(cgroup: u64) -> Option<Owner> {
     if slot == UNGOVERNED {
         return Some(without_slot(Standing::Ungoverned, cgroup));
     }
-    let revision = REVISIONS.get_ptr(slot)?;
-    // SAFETY: an element of an array map; volatile, so that the word is read once.
-    let revision = unsafe { core::ptr::read_volatile(revision) };
+    let revision = match REVISIONS.get_ptr(slot) {
+        // SAFETY: an element of an array map; volatile, so that the word is read once.
+        Some(word) => unsafe { core::ptr::read_volatile(word) },
+        // No slot of ours: no record will fit, and the pod is denied.
+        None => 0,
+    };
     Some(Owner { standing: Standing::Governed, cgroup, slot, revision })
 }
 
@@ -97,10 +100,10 @@ pub fn of_task() -> Owner {
     without_slot(Standing::Unknown, if inner != 0 { inner } else { outer })
 }
 
-/// Returns the record that `revision` made current. A slot that was given up keeps its last record for packets under way, whose
-/// revision is then an older one.
+/// Returns the record that `revision` made current; `None` where there is none, which must deny. That happens to a packet whose pod
+/// is being taken out of the maps.
 #[inline(always)]
 pub fn record(slot: u32, revision: u64) -> Option<&'static Endpoint> {
     let record = ENDPOINTS.get(record_index(slot, revision))?;
-    (record.flags & flags::GOVERNED != 0).then_some(record)
+    (record.revision == revision && record.flags & flags::GOVERNED != 0).then_some(record)
 }

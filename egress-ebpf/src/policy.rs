@@ -57,6 +57,18 @@ pub fn is_own(endpoint: &Endpoint, destination: &[u32; 4]) -> bool {
         && own[0] | own[1] | own[2] | own[3] != 0
 }
 
+/// Whether a packet stays in the pod: it goes to loopback or to the pod's own address, and comes from there too. A packet that
+/// claims to come from elsewhere would make the pod's kernel answer to that place.
+///
+/// `endpoint` is `None` for a pod that is not known, of which only loopback is.
+#[inline(always)]
+pub fn is_local(endpoint: Option<&Endpoint>, source: &[u32; 4], destination: &[u32; 4]) -> bool {
+    let here = |address: &[u32; 4]| {
+        is_loopback(address) || endpoint.is_some_and(|endpoint| is_own(endpoint, address))
+    };
+    here(destination) && here(source)
+}
+
 /// Looks a destination up in the endpoint's set and decides.
 ///
 /// 1. The exact map, if the set has such entries; a hit is final, since the compiler folded every wider prefix into it.

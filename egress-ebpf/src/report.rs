@@ -29,7 +29,8 @@ pub fn count(slot: u32, class: u32, rule: u32, bytes: u32) {
 
 #[inline(always)]
 fn add(counter: *mut Counter, bytes: u32) {
-    // SAFETY: an element of a per-CPU map: this processor's alone while the program runs on it.
+    // SAFETY: an element of a per-CPU map, so no other processor writes it. A softirq that comes between load and store can cost a
+    // count; that is the price of not locking.
     unsafe {
         (*counter).packets += 1;
         (*counter).bytes += u64::from(bytes);
@@ -73,7 +74,7 @@ pub fn record(occasion: &Occasion<'_>, decision: &Decision) {
 fn tell(occasion: &Occasion<'_>, decision: &Decision) {
     let Some(bucket) = BUCKETS.get_ptr_mut(occasion.slot) else { return };
     let now = jiffies();
-    // SAFETY: an element of an array map. Processors may race on it; see `Bucket`.
+    // SAFETY: an element of an array map, used field by field. Processors may race on it; see `Bucket`.
     let bucket: &mut Bucket = unsafe { &mut *bucket };
     if now.wrapping_sub(bucket.window) >= ticks_per_second() {
         bucket.window = now;

@@ -55,6 +55,14 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
+    /// Whether the packet is the pod's own multicast or broadcast, looped back on the interface it left by.
+    #[inline(always)]
+    pub fn is_looped_back(self) -> bool {
+        const PACKET_LOOPBACK: u32 = 5;
+        // SAFETY: the context, see `new`.
+        unsafe { (*self.0).pkt_type == PACKET_LOOPBACK }
+    }
+
     /// The linear part; empty on kernels that show none to test runs.
     #[inline(always)]
     pub fn linear(self) -> Linear {
@@ -148,12 +156,35 @@ impl Sock {
 
     /// What the socket remembers, if anything. It stays readable while the program runs, whoever deletes it (RCU).
     #[inline(always)]
-    pub fn state(self) -> Option<&'static mut SocketState> {
+    pub fn state(self) -> Option<&'static SocketState> {
+        // SAFETY: a socket of the running program; a null value and no flags only look. Who writes to a state in place is alone
+        // with its socket, see `Sock::rewrite`.
+        unsafe { self.look().as_ref() }
+    }
+
+    #[inline(always)]
+    fn look(self) -> *mut SocketState {
         // SAFETY: a socket of the running program; a null value and no flags only look.
-        unsafe {
-            let state = bpf_sk_storage_get(SOCKETS.as_ptr(), self.0.cast(), core::ptr::null_mut(), 0);
-            state.cast::<SocketState>().as_mut()
+        unsafe { bpf_sk_storage_get(SOCKETS.as_ptr(), self.0.cast(), core::ptr::null_mut(), 0).cast() }
+    }
+
+    /// Writes over what the socket remembers; false if it remembers nothing. The revision goes last, and nothing holds meanwhile.
+    ///
+    /// Only for TCP sockets, whose packets leave under the socket's lock, and for sockets nobody knows yet: others may be read by
+    /// another processor at the same time, which must not see half of each.
+    #[inline(always)]
+    pub fn rewrite(self, value: &SocketState) -> bool {
+        let state = self.look();
+        if state.is_null() {
+            return false;
         }
+        // SAFETY: the storage lives while the program runs (RCU), and this program is alone with it, see above.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*state).revision, 0);
+            core::ptr::write(state, SocketState { revision: 0, ..*value });
+            core::ptr::write_volatile(&raw mut (*state).revision, value.revision);
+        }
+        true
     }
 
     /// The whole socket, unless it is one of the kernel's abbreviations (a request, a connection in TIME_WAIT).

@@ -98,7 +98,9 @@ pub fn is_tcp_reply(skb: Skb, sk: Sock, known: Option<&SocketState>, packet: &Pa
         if packet.tcp_flags & (SYN | ACK) != SYN | ACK {
             return false;
         }
-        if known.is_none() {
+        if known.is_none_or(|state| state.flags & flags::LISTENER == 0) {
+            // What it remembers otherwise stems from a connection it made before it began to listen.
+            full.forget();
             let mut mark = EMPTY;
             mark.flags = flags::LISTENER;
             if !full.remember(&mut mark) {
@@ -183,11 +185,12 @@ pub const EMPTY: SocketState = SocketState {
 /// Keeps a verdict that lets a packet pass, where that pays: at once for TCP, from the second packet on for others, never for
 /// raw sockets and protocols without ports.
 ///
-/// A kept verdict is never changed in place: a socket may send from several processors, and a reader must not see half of one
-/// verdict and half of another. A stale one is dropped and a new one put in its place.
+/// Of a datagram socket a kept verdict is never changed in place: such a socket may send from several processors, and a reader
+/// must not see half of one verdict and half of another. A stale one is dropped and a new one put in its place.
 ///
 /// An audited verdict does not hold for the next packet, which is to be counted and told anew. But a TCP socket remembers that it
-/// had one, so that it is not taken for a connection older than its governing.
+/// had one, so that it is not taken for a connection older than its governing. For the same reason the packet that opens a TCP
+/// connection may not leave unless its socket remembers it: then this returns false.
 #[inline(always)]
 pub fn keep(
     skb: Skb,
@@ -197,41 +200,16 @@ pub fn keep(
     place: (u32, u64),
     decision: &Decision,
     accepted: bool,
-) {
+) -> bool {
     if !keep_verdicts() || (packet.protocol != TCP && packet.protocol != UDP && packet.protocol != SCTP) {
-        return;
+        return true;
     }
-    let Some(full) = sk.full() else { return };
+    let Some(full) = sk.full() else { return true };
     let kind = full.kind();
     if kind == SOCK_RAW || (kind == SOCK_STREAM && full.tcp_state() == TCP_LISTEN) {
-        return;
+        return true;
     }
     let holds = decision.verdict == Verdict::Allow;
-    if !holds && (kind != SOCK_STREAM || known.is_some()) {
-        return;
-    }
-    if let Some(state) = known {
-        let same = state.remote_port_be == packet.destination_port_be
-            && state.protocol == packet.protocol
-            && state.remote[0] == packet.destination[0]
-            && state.remote[1] == packet.destination[1]
-            && state.remote[2] == packet.destination[2]
-            && state.remote[3] == packet.destination[3];
-        // A datagram socket that writes to many keeps what it has while that still holds.
-        if kind != SOCK_STREAM && !same && state.revision == place.1 {
-            return;
-        }
-        full.forget();
-    } else if kind != SOCK_STREAM {
-        let cookie = skb.socket_cookie();
-        let Some(recent) = RECENT.get_ptr_mut(cookie as u32 & (maps::RECENT - 1)) else { return };
-        // SAFETY: an element of a per-CPU map: this processor's alone while the program runs on it.
-        let recent = unsafe { &mut *recent };
-        if *recent != cookie {
-            *recent = cookie;
-            return;
-        }
-    }
     let mut value = SocketState {
         revision: if holds { place.1 } else { 0 },
         valid_until: decision.valid_until,
@@ -244,34 +222,66 @@ pub fn keep(
         class: class(decision.verdict, decision.reason) as u8,
         pad: [0; 3],
     };
+    if kind == SOCK_STREAM {
+        if known.is_some() && sk.rewrite(&value) {
+            return true;
+        }
+        if full.remember(&mut value) {
+            return true;
+        }
+        count_node(node_counter::STORE_FAILED);
+        return !opens(packet.tcp_flags);
+    }
+    if !holds {
+        return true;
+    }
+    if let Some(state) = known {
+        // It holds and is about another peer, or about this one and the packet has headers the quick look does not follow.
+        if state.revision == place.1 {
+            let elsewhere = state.remote_port_be != packet.destination_port_be
+                || state.protocol != packet.protocol
+                || state.remote[0] != packet.destination[0]
+                || state.remote[1] != packet.destination[1]
+                || state.remote[2] != packet.destination[2]
+                || state.remote[3] != packet.destination[3];
+            if elsewhere || state.valid_until == decision.valid_until {
+                return true;
+            }
+        }
+        full.forget();
+    } else {
+        let cookie = skb.socket_cookie();
+        let Some(recent) = RECENT.get_ptr_mut(cookie as u32 & (maps::RECENT - 1)) else { return true };
+        // SAFETY: an element of a per-CPU map. A softirq on this processor may come between the read and the write; then a
+        // verdict is kept one packet earlier or later.
+        let recent = unsafe { &mut *recent };
+        if *recent != cookie {
+            *recent = cookie;
+            return true;
+        }
+    }
     if !full.remember(&mut value) {
         count_node(node_counter::STORE_FAILED);
     }
+    true
 }
 
-fn reply_key(
-    cgroup: u64,
-    remote: [u32; 4],
-    remote_port_be: u16,
-    local_port_be: u16,
-    protocol: u8,
-) -> ReplyKey {
-    ReplyKey { cgroup, remote, remote_port_be, local_port_be, protocol, pad: [0; 3] }
-}
-
-/// Whether the peer wrote to this port of the pod of late, before the pod wrote to it.
+/// What names a peer of a datagram socket; `None` for other protocols.
 #[inline(always)]
-pub fn is_datagram_reply(cgroup: u64, packet: &Packet) -> bool {
-    if packet.protocol != UDP && packet.protocol != SCTP {
-        return false;
+fn reply_key(cookie: u64, remote: &[u32; 4], remote_port_be: u16, protocol: u8) -> Option<ReplyKey> {
+    if protocol != UDP && protocol != SCTP {
+        return None;
     }
-    let key = reply_key(
-        cgroup,
-        packet.destination,
-        packet.destination_port_be,
-        packet.source_port_be,
-        packet.protocol,
-    );
+    Some(ReplyKey { cookie, remote: *remote, remote_port_be, protocol, pad: [0; 5] })
+}
+
+/// Whether the peer wrote to this socket of late, before the socket wrote to it.
+#[inline(always)]
+pub fn is_datagram_reply(cookie: u64, packet: &Packet) -> bool {
+    let Some(key) = reply_key(cookie, &packet.destination, packet.destination_port_be, packet.protocol)
+    else {
+        return false;
+    };
     // SAFETY: the value is eight bytes, read at once.
     let Some(seen) = (unsafe { REPLIES.get(key) }) else { return false };
     *seen & POD_FIRST == 0 && is_recent(*seen)
@@ -282,43 +292,40 @@ fn is_recent(seen: u64) -> bool {
     jiffies().wrapping_sub(seen & !POD_FIRST) < REPLY_WINDOW_SECONDS * ticks_per_second()
 }
 
-/// Remembers that a peer wrote to the pod. `answers` tells that this may be the answer to a datagram of the pod.
+/// Remembers that a peer wrote to a socket. `answers` is asked only of a peer that is new, or was silent for the whole window:
+/// whether this may be the answer to a datagram of the socket.
 ///
-/// Who wrote first stays as it is until neither has been heard of for the whole window.
+/// Who wrote first stays as it is until neither has been heard of for the window.
 #[inline(always)]
-pub fn remember_datagram(cgroup: u64, packet: &Packet, answers: bool) {
-    let key =
-        reply_key(cgroup, packet.source, packet.source_port_be, packet.destination_port_be, packet.protocol);
-    note(&key, if answers { POD_FIRST } else { 0 });
-}
-
-/// Remembers that the pod wrote to a peer, unless the peer wrote first.
-#[inline(always)]
-pub fn note_own_datagram(cgroup: u64, packet: &Packet) {
-    if packet.protocol != UDP && packet.protocol != SCTP {
-        return;
+pub fn remember_datagram(cookie: u64, packet: &Packet, answers: impl FnOnce() -> bool) {
+    if let Some(key) = reply_key(cookie, &packet.source, packet.source_port_be, packet.protocol) {
+        note(key, answers);
     }
-    let key = reply_key(
-        cgroup,
-        packet.destination,
-        packet.destination_port_be,
-        packet.source_port_be,
-        packet.protocol,
-    );
-    note(&key, POD_FIRST);
+}
+
+/// Remembers that a socket wrote to a peer, unless the peer wrote first.
+#[inline(always)]
+pub fn note_own_datagram(cookie: u64, packet: &Packet) {
+    if let Some(key) = reply_key(cookie, &packet.destination, packet.destination_port_be, packet.protocol) {
+        note(key, || true);
+    }
 }
 
 #[inline(always)]
-fn note(key: &ReplyKey, first: u64) {
+fn note(key: ReplyKey, socket_first: impl FnOnce() -> bool) {
     let now = jiffies();
     if let Some(seen) = REPLIES.get_ptr_mut(key) {
-        // SAFETY: an aligned load and store of eight bytes in the map's value.
+        // SAFETY: an aligned load and store of eight bytes in the map's value; the last of two processors wins.
         unsafe {
             let before = core::ptr::read_volatile(seen);
-            let first = if is_recent(before) { before & POD_FIRST } else { first };
-            core::ptr::write_volatile(seen, now | first);
+            if is_recent(before) {
+                core::ptr::write_volatile(seen, now | (before & POD_FIRST));
+                return;
+            }
         }
-    } else if REPLIES.insert(key, now | first, u64::from(BPF_ANY)).is_err() {
+    }
+    let first = if socket_first() { POD_FIRST } else { 0 };
+    if REPLIES.insert(key, now | first, u64::from(BPF_ANY)).is_err() {
         count_node(node_counter::STORE_FAILED);
     }
 }

@@ -152,6 +152,11 @@ fn ready(address: SocketAddr) -> bool {
     ask().is_ok_and(|ready| ready)
 }
 
+/// The UID of a pod; no other section uses it.
+fn uid(number: usize) -> String {
+    scene::uid(1000 + number)
+}
+
 fn namespace(app: usize) -> String {
     format!("team-{}", app % 10)
 }
@@ -201,7 +206,7 @@ fn cluster_manifest() -> Value {
         items.push(json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
-                "name": format!("pod-{number}"), "namespace": namespace(app), "uid": scene::uid(number),
+                "name": format!("pod-{number}"), "namespace": namespace(app), "uid": uid(number),
                 "labels": {"app": format!("app-{app}")},
             },
             "spec": {"nodeName": "node", "containers": [{"name": "main", "ports": [{"name": "http", "containerPort": 8080}]}]},
@@ -285,9 +290,7 @@ pub fn run(room: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
     fs::create_dir_all(&policies).context("cannot make the folder of manifests")?;
     fs::write(manifests.join("cluster.json"), cluster_manifest().to_string()).context("cannot write it")?;
     let pods = (0..PODS)
-        .map(|number| {
-            room.pod(if number % 3 == 0 { Qos::Guaranteed } else { Qos::Burstable }, &scene::uid(number))
-        })
+        .map(|number| room.pod(if number % 3 == 0 { Qos::Guaranteed } else { Qos::Burstable }, &uid(number)))
         .collect::<Result<Vec<_>>>()?;
     for app in 0..POLICIES {
         let file = policies.join(format!("policy-{app}.json"));

@@ -1,5 +1,6 @@
 //! What a change of policy costs in this process: compiling it, and bringing the kernel to it.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -96,7 +97,7 @@ fn swapping(room: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
         for round in 0..=effort.rounds {
             let (began, time) = (Instant::now(), thread_time());
             let mut flipped = None;
-            let applied = scene.engine.apply(&versions[round % 2], || {
+            let applied = scene.engine.apply(&versions[round % 2], &BTreeSet::new(), || {
                 flipped = Some((began.elapsed(), thread_time().saturating_sub(time)));
             })?;
             let whole = began.elapsed();

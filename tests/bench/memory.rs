@@ -1,6 +1,9 @@
 //! What the kernel's side weighs.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::{Context, Result};
 use aya::maps::loaded_maps;
@@ -143,7 +146,7 @@ fn prefixes(room: &Room, group: Option<&MemoryGroup>, report: &mut Report) -> Re
             let (exact, lpm) =
                 set.map(|set| (set.exact.len(), set.prefixes.len())).context("it is governed")?;
             let before = group.kernel_bytes()?;
-            scene.engine.apply(&wanted, || {})?;
+            scene.engine.apply(&wanted, &BTreeSet::new(), || {})?;
             let bytes = group.kernel_bytes()?.saturating_sub(before) as f64;
             let each = bytes / (exact + lpm) as f64;
             reading.push(number(each));

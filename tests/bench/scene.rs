@@ -1,7 +1,7 @@
 //! Clusters and policies to measure with, and packets that meet them.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -389,7 +389,7 @@ impl Scene {
     /// When the kernel refuses, or a policy does not fit.
     pub fn put(&mut self, cluster: &Cluster) -> Result<()> {
         let wanted = wanted(cluster, self.cgroup);
-        let applied = self.engine.apply(&wanted, || {})?;
+        let applied = self.engine.apply(&wanted, &BTreeSet::new(), || {})?;
         ensure!(applied.refused.is_empty(), "a policy does not fit: {:?}", applied.refused);
         Ok(())
     }
@@ -400,7 +400,7 @@ impl Scene {
     ///
     /// When the kernel refuses.
     pub fn clear(&mut self) -> Result<()> {
-        self.engine.apply(&BTreeMap::new(), || {})?;
+        self.engine.apply(&BTreeMap::new(), &BTreeSet::new(), || {})?;
         Ok(())
     }
 

@@ -65,7 +65,9 @@ impl<'a> Attached<'a> {
         let after = [usage(self.datapath, FLOOR)?, usage(self.datapath, PROGRAM)?];
         let mean = |index: usize| -> Result<f64> {
             let runs = after[index].runs - before[index].runs;
-            ensure!(runs == packets, "{runs} runs for {packets} packets");
+            // The kernel itself may send a packet now and then in a new network.
+            let strays = runs.checked_sub(packets);
+            ensure!(strays.is_some_and(|strays| strays < 10), "{runs} runs for {packets} packets");
             Ok((after[index].nanoseconds - before[index].nanoseconds) as f64 / runs as f64)
         };
         Ok((mean(0)?, mean(1)?))
@@ -84,7 +86,7 @@ fn own_network() -> Result<()> {
         .spawn()
         .context("cannot start ip (package iproute2)")?;
     let script = format!(
-        "link set lo up\nlink add bench0 type bridge mcast_snooping 0\nlink set bench0 arp off\n\
+        "link set lo up\nlink add bench0 type bridge mcast_snooping 0\nlink set bench0 arp off addrgenmode none\n\
          address add {POD_V4}/32 dev bench0\nlink set bench0 up\nroute add default dev bench0 src {POD_V4}\n"
     );
     child.stdin.take().expect("stdin is piped").write_all(script.as_bytes()).context("cannot tell ip")?;

@@ -150,6 +150,26 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(info)
 }
 
+/// Returns the kernel's id of a loaded program.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The first two words of `struct bpf_prog_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgramInfo {
+        kind: u32,
+        id: u32,
+    }
+    let mut info = ProgramInfo::default();
+    let length = u32::try_from(size_of::<ProgramInfo>()).expect("the struct is small");
+    let mut attr = InfoAttr { fd: raw(program), length, info: (&raw mut info) as u64 };
+    call(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info.id)
+}
+
 /// Pins an object under a bpffs path.
 ///
 /// # Errors

@@ -49,6 +49,8 @@ pub struct Engine {
     state: State,
     /// Slots changed since a grace period was last waited for; `None` when nobody knows which.
     unsettled: Option<BTreeSet<u32>>,
+    /// The kernel refused a step and `state` no longer says what the maps hold.
+    stale: bool,
 }
 
 /// What came of bringing the kernel up to date.
@@ -78,8 +80,10 @@ impl Engine {
         let maps = Maps::new(&mut datapath)?;
         datapath.set(setting::STRICT, u64::from(strict))?;
         datapath.set(setting::CONNECT_HOOKS, u64::from(connect_hooks))?;
-        let state = read_state(&maps, &options.capacities)?;
-        Ok(Self { datapath, maps, state, unsettled: None })
+        let state = read_state(&maps)?;
+        let mut engine = Self { datapath, maps, state, unsettled: None, stale: false };
+        engine.end_released_slots()?;
+        Ok(engine)
     }
 
     /// Attaches the programs.
@@ -116,24 +120,29 @@ impl Engine {
 
     /// Brings the kernel to what is wanted: for each pod of the node, by cgroup id.
     ///
-    /// `flipped` is called when the new policies are in force; what remains is taking the old ones away.
+    /// Pods in `kept` stay exactly as they are. `flipped` is called when the new policies are in force; what remains is taking the old ones away.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Refused`] when the kernel refuses a step. The state is then read back from the maps, so that the next call
-    /// starts from what is really there; every pod has its old or its new policy.
+    /// [`EngineError::Refused`] when the kernel refuses a step; every pod then has its old or its new policy. The next call reads
+    /// back what the maps really hold before it plans anything.
     pub fn apply(
         &mut self,
         wanted: &BTreeMap<u64, Wanted>,
+        kept: &BTreeSet<u64>,
         flipped: impl FnOnce(),
     ) -> Result<Applied, EngineError> {
-        let plan = diff::plan(&self.state, wanted);
+        if self.stale {
+            self.state = read_state(&self.maps)?;
+            self.unsettled = None;
+            self.stale = false;
+        }
+        let plan = diff::plan(&self.state, wanted, kept);
         let mut applied = Applied { refused: plan.refused, ..Applied::default() };
         let mut flipped = Some(flipped);
         for step in &plan.steps {
             if let Err(error) = self.take(step, &plan.next, &mut applied, &mut flipped) {
-                let capacities = self.state.capacities();
-                self.state = read_found(&self.maps, capacities)?;
+                self.stale = true;
                 return Err(error.into());
             }
         }
@@ -142,6 +151,15 @@ impl Engine {
             flipped();
         }
         Ok(applied)
+    }
+
+    /// Gives every slot no pod has a new revision. An agent that died between taking a pod out and ending its slot leaves verdicts
+    /// in sockets that would otherwise hold until the slot is used again.
+    fn end_released_slots(&mut self) -> Result<(), Refused> {
+        for (slot, revision) in self.state.end_released() {
+            self.maps.flip(slot, revision)?;
+        }
+        Ok(())
     }
 
     fn changed(&mut self, slot: u32) {
@@ -197,11 +215,12 @@ impl Engine {
             }
             Step::RemoveEndpoint { cgroup, released } => {
                 applied.endpoints += 1;
-                self.maps.unbind(*cgroup)?;
+                // Ended first: should this process die in between, nothing kept under the slot goes on holding.
                 if let Some((slot, revision)) = released {
                     self.maps.flip(*slot, *revision)?;
                     self.changed(*slot);
                 }
+                self.maps.unbind(*cgroup)?;
             }
             Step::RetireSet { exact, prefixes, .. } => {
                 if let Some(flipped) = flipped.take() {
@@ -248,20 +267,16 @@ impl Engine {
     }
 }
 
-fn read_state(maps: &Maps, capacities: &super::loader::Capacities) -> Result<State, EngineError> {
-    // Pinned arrays keep the size they were made with, so that is what there is to give out.
+/// Reads what the maps hold. Pinned maps keep the size they were made with, so that is what there is to give out.
+fn read_state(maps: &Maps) -> Result<State, EngineError> {
     let sizes = maps.sizes();
     let capacities = Capacities {
-        exact: capacities.exact,
-        prefixes: capacities.prefixes,
+        exact: sizes.exact,
+        prefixes: sizes.prefixes,
         rules: sizes.rules,
         rule_slots: sizes.rule_slots,
         endpoints: sizes.endpoints,
     };
-    read_found(maps, capacities)
-}
-
-fn read_found(maps: &Maps, capacities: Capacities) -> Result<State, EngineError> {
     let contents = maps.contents()?;
     Ok(State::adopt(capacities, found(maps, contents)?)?)
 }

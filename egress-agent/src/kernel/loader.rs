@@ -30,15 +30,16 @@ use super::{
     clock,
 };
 
-/// The programs that are attached, and where.
+/// The programs that are attached, and where; in this order, because what `egress` lets pass as a reply is what the first two have
+/// seen coming.
 pub const ATTACHED: [(&str, AttachType); 7] = [
-    ("egress", AttachType::Egress),
+    ("accepted", AttachType::SockOps),
     ("ingress", AttachType::Ingress),
+    ("egress", AttachType::Egress),
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
     ("sendmsg4", AttachType::Sendmsg4),
     ("sendmsg6", AttachType::Sendmsg6),
-    ("accepted", AttachType::SockOps),
 ];
 
 /// Every map, by name.
@@ -193,7 +194,8 @@ impl Default for Capacities {
 impl Capacities {
     fn of_map(&self) -> [(&'static str, u32); 11] {
         [
-            (name::PODS, self.endpoints),
+            // Holds the pods no policy governs, too, which take no slot.
+            (name::PODS, self.endpoints.saturating_mul(4)),
             (name::REVISIONS, self.endpoints),
             (name::ENDPOINTS, self.endpoints.saturating_mul(2)),
             (name::BUCKETS, self.endpoints),
@@ -320,7 +322,7 @@ impl Datapath {
         })?;
         for (program, at) in ATTACHED {
             let refused = |source| LoadError::Attach { program, cgroup: kubepods.path.clone(), source };
-            let pin = self.pins.as_ref().map(|pins| layout_folder(pins).join("links").join(program));
+            let pin = self.link_pin(program);
             let fd = self.program_fd(program)?;
             let link = match &pin {
                 Some(path) => pinned_link(path, fd, kubepods.id).map_err(refused)?,
@@ -339,27 +341,47 @@ impl Datapath {
             };
             self.links.insert(program, link);
         }
+        // Programs of another layout read maps nobody writes any more. They may go now that ours judge every packet.
+        if let Some(pins) = &self.pins {
+            let own = layout_folder(pins);
+            for layout in list(pins)?.into_iter().filter(|layout| *layout != own) {
+                remove_layout(&layout, &mut Vec::new())?;
+            }
+        }
         Ok(())
     }
 
-    /// Returns the names of attached programs whose link no longer leads to our program or to the cgroup.
+    /// Returns the names of attached programs whose link no longer leads from the cgroup to our program, or is no longer pinned.
+    /// [`Self::attach`] mends it.
     ///
     /// # Errors
     ///
     /// [`LoadError::Attach`] when the kernel cannot be asked.
     pub fn detached(&self, kubepods: &Kubepods) -> Result<Vec<&'static str>, LoadError> {
         let mut gone = Vec::new();
-        for (program, link) in &self.links {
-            let info = bpf::link_info(link.as_fd()).map_err(|source| LoadError::Attach {
-                program,
-                cgroup: kubepods.path.clone(),
-                source,
-            })?;
-            if info.cgroup != kubepods.id {
-                gone.push(*program);
+        for (&program, link) in &self.links {
+            let refused = |source| LoadError::Attach { program, cgroup: kubepods.path.clone(), source };
+            let info = bpf::link_info(link.as_fd()).map_err(refused)?;
+            let ours = bpf::program_id(self.program_fd(program)?).map_err(refused)?;
+            let pinned = self.link_pin(program).is_none_or(|path| path.exists());
+            if info.cgroup != kubepods.id || info.program != ours || !pinned {
+                gone.push(program);
             }
         }
         Ok(gone)
+    }
+
+    /// Returns the maps whose pins are gone. What they hold stays in force while this process lives, and no longer: only a new
+    /// start, with new maps, mends that.
+    #[must_use]
+    pub fn unpinned(&self) -> Vec<&'static str> {
+        let Some(pins) = &self.pins else { return Vec::new() };
+        let folder = layout_folder(pins).join("maps");
+        MAPS.into_iter().filter(|map| !folder.join(map).exists()).collect()
+    }
+
+    fn link_pin(&self, program: &str) -> Option<PathBuf> {
+        self.pins.as_ref().map(|pins| layout_folder(pins).join("links").join(program))
     }
 
     /// The descriptor of a loaded program.
@@ -380,6 +402,20 @@ impl Datapath {
             .map_err(|source| LoadError::Program { program: program.to_owned(), source: Box::new(source) })?;
         // SAFETY: the program owns the descriptor and lives as long as `self`, from which it is borrowed.
         Ok(unsafe { BorrowedFd::borrow_raw(fd.as_fd().as_raw_fd()) })
+    }
+
+    /// How many entries a map holds, as the kernel says.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Missing`] and [`LoadError::Map`].
+    pub fn map_capacity(&self, map: &'static str) -> Result<u32, LoadError> {
+        let data = match self.bpf.map(map) {
+            Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data)) => data,
+            _ => return Err(LoadError::Missing(format!("map {map}"))),
+        };
+        let info = data.info().map_err(|source| LoadError::Map { map, source })?;
+        Ok(info.max_entries())
     }
 
     /// Takes a map out, to use it as a typed one.
@@ -541,10 +577,6 @@ fn lock_pins(pins: &Path) -> Result<OwnedFd, LoadError> {
 /// [`LoadError::Busy`] while an agent runs, [`LoadError::File`]; what could be removed before is gone.
 pub fn unload(pins: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let mut removed = Vec::new();
-    let failed = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| LoadError::File { action, path, source }
-    };
     if !pins.exists() {
         return Ok(removed);
     }
@@ -553,24 +585,33 @@ pub fn unload(pins: &Path) -> Result<Vec<PathBuf>, LoadError> {
         return Err(LoadError::NotBpffs { path: pins.to_owned(), mount });
     }
     let lock = lock_pins(pins)?;
-    // Links first: a packet must not meet a program whose maps are going.
     for layout in list(pins)? {
-        for kind in ["links", "maps"] {
-            let folder = layout.join(kind);
-            if !folder.exists() {
-                continue;
-            }
-            for pin in list(&folder)? {
-                fs::remove_file(&pin).map_err(failed("removing", &pin))?;
-                removed.push(pin);
-            }
-            fs::remove_dir(&folder).map_err(failed("removing", &folder))?;
-        }
-        fs::remove_dir(&layout).map_err(failed("removing", &layout))?;
+        remove_layout(&layout, &mut removed)?;
     }
     fs::remove_dir(pins).map_err(failed("removing", pins))?;
     drop(lock);
     Ok(removed)
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LoadError {
+    let path = path.to_owned();
+    move |source| LoadError::File { action, path, source }
+}
+
+/// Removes the pins of one layout. Links first: a packet must not meet a program whose maps are going.
+fn remove_layout(layout: &Path, removed: &mut Vec<PathBuf>) -> Result<(), LoadError> {
+    for kind in ["links", "maps"] {
+        let folder = layout.join(kind);
+        if !folder.exists() {
+            continue;
+        }
+        for pin in list(&folder)? {
+            fs::remove_file(&pin).map_err(failed("removing", &pin))?;
+            removed.push(pin);
+        }
+        fs::remove_dir(&folder).map_err(failed("removing", &folder))?;
+    }
+    fs::remove_dir(layout).map_err(failed("removing", layout))
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {

@@ -28,6 +28,7 @@ pub struct Maps {
     rule_identities: Array<MapData, u64>,
     node_counters: PerCpuArray<MapData, u64>,
     processors: usize,
+    sizes: Sizes,
 }
 
 impl std::fmt::Debug for Maps {
@@ -81,6 +82,14 @@ impl Maps {
                     .map_err(|source| LoadError::Map { map: $name, source })?
             };
         }
+        let size = |name| datapath.map_capacity(name);
+        let sizes = Sizes {
+            endpoints: size(name::REVISIONS)?,
+            exact: size(name::EXACT)?,
+            prefixes: size(name::PREFIXES)?,
+            rules: size(name::RULES)?,
+            rule_slots: size(name::RULE_COUNTERS)?,
+        };
         let processors = aya::util::nr_cpus().map_err(|(path, source)| LoadError::File {
             action: "reading",
             path: path.into(),
@@ -98,6 +107,7 @@ impl Maps {
             rule_identities: take!(Array, name::RULE_IDENTITIES),
             node_counters: take!(PerCpuArray, name::NODE_COUNTERS),
             processors,
+            sizes,
         })
     }
 
@@ -111,15 +121,10 @@ impl Maps {
             .map_err(|source| LoadError::Map { map: name::EVENTS, source })
     }
 
-    /// Entries the array maps hold: slots, rule entries, rule slots. Pinned maps keep the size they were made with, whatever
-    /// the flags say now.
+    /// Entries the maps hold. Pinned maps keep the size they were made with, whatever the flags say now.
     #[must_use]
-    pub fn sizes(&self) -> Sizes {
-        Sizes {
-            endpoints: self.revisions.len(),
-            rules: self.rules.len(),
-            rule_slots: self.rule_counters.len(),
-        }
+    pub const fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
     /// Writes a block of rule entries from `offset` on. Nothing may point there yet.
@@ -339,11 +344,15 @@ impl Maps {
     }
 }
 
-/// Entries of the array maps.
+/// Entries of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Slots, the one for unknown pods included.
     pub endpoints: u32,
+    /// Single addresses.
+    pub exact: u32,
+    /// Prefixes.
+    pub prefixes: u32,
     /// Rule entries.
     pub rules: u32,
     /// Rule slots, the one for no rule included.

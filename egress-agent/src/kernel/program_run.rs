@@ -5,7 +5,7 @@
 //! for the pod: the level of kubepods is set to two above it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt as _,
@@ -168,7 +168,11 @@ impl ProgramRun {
     /// [`RunError::Full`] when it does not fit; what held before still does.
     pub fn install(&mut self, compiled: &Compiled) -> Result<(), RunError> {
         let pod = NsName::default();
-        let plan = diff::plan(&self.state, &BTreeMap::from([(self.cgroup, Wanted::new(pod, compiled))]));
+        let plan = diff::plan(
+            &self.state,
+            &BTreeMap::from([(self.cgroup, Wanted::new(pod, compiled))]),
+            &BTreeSet::new(),
+        );
         if let Some(refused) = plan.refused.first() {
             return Err(refused.full.into());
         }
@@ -425,7 +429,11 @@ pub fn packet_of(flow: &Flow, source: Addresses) -> Vec<u8> {
     let mut packet = vec![0; 12];
     match flow.destination {
         IpAddr::V4(destination) => {
-            let source = source.v4.unwrap_or(Ipv4Addr::new(192, 0, 2, 1));
+            let source = if destination.is_loopback() {
+                destination
+            } else {
+                source.v4.unwrap_or(Ipv4Addr::new(192, 0, 2, 1))
+            };
             packet.extend([0x08, 0x00, 0x45, 0x00]);
             packet.extend(length_of(20 + payload.len()));
             packet.extend([0, 1, 0, 0, 64, flow.protocol, 0, 0]);
@@ -433,7 +441,11 @@ pub fn packet_of(flow: &Flow, source: Addresses) -> Vec<u8> {
             packet.extend(destination.octets());
         }
         IpAddr::V6(destination) => {
-            let source = source.v6.unwrap_or(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+            let source = if destination.is_loopback() {
+                destination
+            } else {
+                source.v6.unwrap_or(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))
+            };
             packet.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
             packet.extend(length_of(payload.len()));
             packet.extend([flow.protocol, 64]);

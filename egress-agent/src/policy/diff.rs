@@ -290,6 +290,13 @@ impl State {
         (slot, revision)
     }
 
+    /// Gives every slot that had a revision and belongs to no pod a new one; returns both.
+    pub fn end_released(&mut self) -> Vec<(u32, u64)> {
+        let used: BTreeSet<u32> = self.endpoints.values().flatten().map(|endpoint| endpoint.slot).collect();
+        let free: Vec<u32> = self.revisions.keys().copied().filter(|slot| !used.contains(slot)).collect();
+        free.into_iter().map(|slot| (slot, self.revision(slot))).collect()
+    }
+
     /// Returns a new revision whose lowest bit differs from the slot's last.
     fn revision(&mut self, slot: u32) -> u64 {
         let mut revision = self.next_revision;
@@ -338,26 +345,31 @@ struct Group {
     cgroups: Vec<u64>,
 }
 
-/// Returns the steps from `current` to `wanted`, which says for every pod of the node, by cgroup id, what is to hold.
+/// Returns the steps from `current` to `wanted`, which says for every pod of the node, by cgroup id, what is to hold. Pods in
+/// `kept` stay exactly as they are, whatever is wanted: nothing better is known of them for now.
 ///
 /// What does not fit while old sets are still there is tried again after they have gone. What then does not fit either is
 /// refused: a pod that has an endpoint keeps its set, one that was ungoverned stays so; one that nobody knew before is denied
 /// everything, if an enforcing policy is among those refused, because passing it would open what was meant to be closed.
 #[must_use]
-pub fn plan(current: &State, wanted: &BTreeMap<u64, Wanted>) -> Plan {
+pub fn plan(current: &State, wanted: &BTreeMap<u64, Wanted>, kept: &BTreeSet<u64>) -> Plan {
     let mut next = current.clone();
     let mut steps = Vec::new();
     let mut refused = Vec::new();
 
-    let gone: Vec<u64> =
-        next.endpoints.keys().copied().filter(|cgroup| !wanted.contains_key(cgroup)).collect();
+    let gone: Vec<u64> = next
+        .endpoints
+        .keys()
+        .copied()
+        .filter(|cgroup| !wanted.contains_key(cgroup) && !kept.contains(cgroup))
+        .collect();
     for cgroup in gone {
         let released = next.endpoints.remove(&cgroup).flatten().map(|endpoint| next.release(endpoint.slot));
         steps.push(Step::RemoveEndpoint { cgroup, released });
     }
     let mut pending: Vec<Group> = Vec::new();
     let mut groups: HashMap<*const PolicySet, usize> = HashMap::new();
-    for (&cgroup, wish) in wanted {
+    for (&cgroup, wish) in wanted.iter().filter(|(cgroup, _)| !kept.contains(cgroup)) {
         let Some(set) = &wish.set else {
             if next.endpoints.get(&cgroup) != Some(&None) {
                 let released = next.endpoints.insert(cgroup, None).flatten();

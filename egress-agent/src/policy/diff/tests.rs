@@ -1,6 +1,10 @@
 use super::*;
 use crate::policy::entries::{identity, tests::sample};
 
+fn plan(current: &State, wanted: &BTreeMap<u64, Wanted>) -> Plan {
+    super::plan(current, wanted, &BTreeSet::new())
+}
+
 fn small() -> Capacities {
     Capacities { exact: 40, prefixes: 6, rules: 10, rule_slots: 24, endpoints: 4 }
 }
@@ -123,4 +127,19 @@ fn a_set_found_in_the_maps_is_recognised_and_kept() {
     let unnamed = Found { identities: Vec::new(), ..found };
     let next = plan(&State::adopt(small(), unnamed).expect("consistent"), &wishes(&[(10, Some(&kept))]));
     assert_eq!(kinds(&next), ["remove", "remove", "set", "endpoint", "retire", "retire"]);
+}
+
+#[test]
+fn kept_pods_stay_as_they_are_whatever_is_wanted() {
+    let (old, new) = (governed(&sample(1, 2)), governed(&sample(2, 2)));
+    let first = plan(&State::new(small()), &wishes(&[(10, Some(&old)), (11, Some(&old)), (12, Some(&old))]));
+    let kept = BTreeSet::from([10, 11]);
+    let second = super::plan(&first.next, &wishes(&[(10, Some(&new)), (12, None)]), &kept);
+    assert_eq!(
+        kinds(&second),
+        ["ungoverned"],
+        "12 only; neither 10 is changed nor 11 removed, nor their set retired"
+    );
+    assert_eq!(second.next.endpoints()[&10], first.next.endpoints()[&10]);
+    assert_eq!(second.next.endpoints()[&11], first.next.endpoints()[&11]);
 }
