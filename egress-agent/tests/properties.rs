@@ -8,6 +8,7 @@ use egress_agent::policy::{
     compile::compile,
     flow::{Answer, Flow},
     generate::{Scenario, scenario},
+    model::Peer,
     reference::{nearest_allow, reference},
     simulate::simulate,
 };
@@ -108,4 +109,46 @@ fn scenarios_reach_every_outcome_often() {
         );
     }
     println!("{total} flows: {seen:?}");
+    let closed = closed_fronts(1500);
+    println!("flows to a ClusterIP that only what stands behind it denies, by peer: {closed:?}");
+    for kind in ["any", "cidrs", "pods", "service", "entity"] {
+        assert!(closed.get(kind).copied().unwrap_or(0) >= 5, "{kind} closes too few ClusterIPs: {closed:?}");
+    }
+}
+
+/// Counts flows that a denied destination stops although they pass in the same cluster without endpoints, by the kind of its
+/// first peer.
+fn closed_fronts(scenarios: u32) -> BTreeMap<&'static str, u32> {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let strategy = scenario();
+    let mut closed = BTreeMap::new();
+    for _ in 0..scenarios {
+        let scenario = strategy.new_tree(&mut runner).expect("the strategy filters nothing").current();
+        let mut without = scenario.clone();
+        without.cluster.slices.clear();
+        for flow in &scenario.flows {
+            let services = scenario.cluster.services.values();
+            let answer = expected(&scenario, flow, scenario.now);
+            if answer.reason != Reason::DeniedDestination
+                || !services.into_iter().any(|service| service.cluster_ips.contains(&flow.destination))
+                || expected(&without, flow, scenario.now).rule == answer.rule
+            {
+                continue;
+            }
+            let name = answer.rule.expect("a denied destination has a rule");
+            let rules = &scenario.cluster.policies[&*name.policy].rules;
+            let rule = rules.iter().find(|rule| rule.name == name.part.as_str()).expect("it is one of them");
+            let kind = match rule.peers[0] {
+                Peer::Any => "any",
+                Peer::Cidrs { .. } => "cidrs",
+                Peer::Pods { .. } => "pods",
+                Peer::Service(_) => "service",
+                Peer::Entity(_) => "entity",
+                Peer::Unresolved(_) => "unresolved",
+            };
+            *closed.entry(kind).or_default() += 1;
+        }
+    }
+    closed
 }

@@ -725,6 +725,17 @@ fn known_ports(cluster: &Cluster) -> Vec<(Protocol, u16)> {
     pods.chain(services).chain(slices).collect()
 }
 
+/// A flow to each port of each ClusterIP.
+fn fronts(cluster: &Cluster) -> Vec<Flow> {
+    let services = cluster.services.values();
+    let pairs = services.flat_map(|service| {
+        service.cluster_ips.iter().flat_map(|address| service.ports.iter().map(move |port| (*address, port)))
+    });
+    pairs
+        .map(|(destination, port)| Flow { destination, protocol: port.protocol.number(), port: port.port })
+        .collect()
+}
+
 /// Returns a strategy for a cluster with a pod, and about thirty flows of that pod.
 pub fn scenario() -> impl Strategy<Value = Scenario> {
     let broken = prop_oneof![8 => Just(None), 1 => select(&NAMESPACES[..]).prop_map(Some)];
@@ -736,8 +747,9 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
         prop_oneof![1 => Just(Vec::new()), 15 => vec(draft_policy(), 1..=5)],
         broken,
     );
-    let asked = (any::<Index>(), 1_800_000_000..1_800_000_003_u64, vec(draft_flow(), 24..=36));
-    (cluster, settings(), asked).prop_map(|(cluster, settings, (asked, now, flows))| {
+    let to_fronts = vec(any::<Index>(), 0..=6);
+    let asked = (any::<Index>(), 1_800_000_000..1_800_000_003_u64, vec(draft_flow(), 24..=36), to_fronts);
+    (cluster, settings(), asked).prop_map(|(cluster, settings, (asked, now, flows, to_fronts))| {
         let (namespaces, nodes, pods, services, policies, broken) = cluster;
         let pods = pods.into_iter().enumerate().map(|(index, pod)| pod.finish(index, &nodes)).collect();
         let mut cluster = Cluster { namespaces, nodes, pods, ..Cluster::default() };
@@ -755,7 +767,11 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
         let own = cluster.pods[&pod].ips.clone();
         let known = known_addresses(&cluster, &settings);
         let ports = known_ports(&cluster);
-        let flows = flows.into_iter().map(|flow| flow.finish(&own, &known, &ports)).collect();
+        let mut flows: Vec<Flow> = flows.into_iter().map(|flow| flow.finish(&own, &known, &ports)).collect();
+        let fronts = fronts(&cluster);
+        if !fronts.is_empty() {
+            flows.extend(to_fronts.iter().map(|index| index.get(&fronts).clone()));
+        }
         Scenario { cluster, settings, pod, now, flows }
     })
 }

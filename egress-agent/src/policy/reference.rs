@@ -416,7 +416,8 @@ fn matches(question: &Question<'_>, policy: &Policy, clause: &Clause) -> bool {
     })
 }
 
-/// What a peer with these ports grants at the address the flow goes to.
+/// What a peer with these ports grants at the address the flow goes to: at its own addresses, and at ClusterIPs in front of
+/// them.
 fn grants(
     question: &Question<'_>,
     policy: &Policy,
@@ -424,7 +425,19 @@ fn grants(
     ports: &Ports,
     effect: Effect,
 ) -> Vec<Grant> {
-    let to = question.flow.destination;
+    let mut granted = at_own_address(question, policy, peer, ports, question.flow.destination);
+    granted.extend(at_cluster_ip(question, policy, peer, ports, effect));
+    granted
+}
+
+/// What a peer with these ports grants at one of the addresses it names itself.
+fn at_own_address(
+    question: &Question<'_>,
+    policy: &Policy,
+    peer: &Peer,
+    ports: &Ports,
+    to: IpAddr,
+) -> Vec<Grant> {
     let by_number_if = |holds: bool| if holds { by_number(ports) } else { Vec::new() };
     match peer {
         Peer::Any => by_number(ports),
@@ -433,9 +446,7 @@ fn grants(
         ),
         Peer::Pods { namespaces, pods } => {
             let selected = selected_pods(question.cluster, policy, namespaces.as_ref(), pods.as_ref());
-            let mut granted = at_pods(&selected, ports, to);
-            granted.extend(at_cluster_ip_of_pods(question.cluster, &selected, ports, to, effect));
-            granted
+            at_pods(&selected, ports, to)
         }
         Peer::Service(name) => at_service(question.cluster, name, ports, to),
         Peer::Entity(Entity::ClusterDns) => {
@@ -527,31 +538,37 @@ fn at_pods(selected: &[&Pod], ports: &Ports, address: IpAddr) -> Vec<Grant> {
     granted
 }
 
-/// What a `pods` peer grants at a ClusterIP. An allow: each service port behind which every endpoint is granted. A deny: each
-/// service port behind which any endpoint is, on any of the ports it may be reached at.
-fn at_cluster_ip_of_pods(
-    cluster: &Cluster,
-    selected: &[&Pod],
+/// What a peer grants at a ClusterIP because of the endpoints behind it. An allow, for `pods` only: each service port behind
+/// which every endpoint is granted. A deny, whatever the peer: each service port behind which any endpoint is, on any of the
+/// ports it may be reached at, since nobody knows which endpoint a packet will reach.
+fn at_cluster_ip(
+    question: &Question<'_>,
+    policy: &Policy,
+    peer: &Peer,
     ports: &Ports,
-    address: IpAddr,
     effect: Effect,
 ) -> Vec<Grant> {
+    let address = question.flow.destination;
+    let at_endpoint = |endpoint: IpAddr| at_own_address(question, policy, peer, ports, endpoint);
     let mut granted = Vec::new();
-    for (name, service) in &cluster.services {
+    if effect == Effect::Allow && !matches!(peer, Peer::Pods { .. }) {
+        return granted;
+    }
+    for (name, service) in &question.cluster.services {
         if !service.cluster_ips.contains(&address) {
             continue;
         }
         for port in &service.ports {
-            let behind = endpoints_behind(cluster, name, port, address);
+            let behind = endpoints_behind(question.cluster, name, port, address);
             let holds = match effect {
                 Effect::Allow => {
                     let allowed = behind.iter().filter(|(endpoint, target)| {
-                        all_ports_granted(&at_pods(selected, ports, *endpoint), port.protocol, *target)
+                        all_ports_granted(&at_endpoint(*endpoint), port.protocol, *target)
                     });
                     !behind.is_empty() && allowed.count() == behind.len()
                 }
                 Effect::Deny => behind.iter().any(|(endpoint, target)| {
-                    some_port_granted(&at_pods(selected, ports, *endpoint), port.protocol, *target)
+                    some_port_granted(&at_endpoint(*endpoint), port.protocol, *target)
                 }),
             };
             if holds {

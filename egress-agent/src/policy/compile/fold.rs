@@ -3,17 +3,21 @@
 //! A longest-prefix lookup returns a single entry, so each prefix carries what all prefixes around it say. Prefixes of one
 //! family are walked from the outside in, with the prefixes around the current one on a stack:
 //!
-//! 1. the grants that hold at a prefix are those that hold around it, plus those that begin there, minus those whose `except`
-//!    begins there;
+//! 1. the areas that hold at a prefix are those that hold around it, plus those that begin there, minus those whose exception
+//!    begins there; grants for the same addresses share one area;
 //! 2. a sweep over their port ranges picks the four candidates of each range;
 //! 3. the prefix is left out if the entry around it says the same.
+//!
+//! Whoever writes policies must not be able to keep the agent busy or take the node's memory, so the work is counted, and a set
+//! that needs more than [`MAX_WORK`], [`MAX_MARKS`] or [`MAX_ENTRIES`] is given up. The count depends on the set alone, so
+//! every run comes to the same end.
 //!
 //! IPv4 lives inside `::ffff:0:0/96` of the same 128-bit space. The families are walked apart; an IPv6 prefix around that room
 //! would be inherited by IPv4 lookups, so IPv4 then gets an entry for its whole room.
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map},
     net::IpAddr,
     rc::Rc,
 };
@@ -21,11 +25,29 @@ use std::{
 use egress_common::policy::{NO_RULE, RuleEntry, candidate};
 use ipnet::IpNet;
 
-use super::ports::{EVERYTHING, Range};
+use super::{
+    peers::Choice,
+    ports::{EVERYTHING, Range},
+};
 
 /// How many rule entries one set may need before compiling it is given up. Far above what the maps hold; it keeps a policy
 /// written to explode (thousands of ports for every address, times thousands of prefixes) from taking the node's memory.
 pub(super) const MAX_ENTRIES: usize = 1 << 20;
+
+/// How many steps compiling one set may take, a step being about a nanosecond of an optimized build.
+pub(super) const MAX_WORK: u64 = 1_000_000_000;
+
+/// How many prefixes the areas of one set may begin and end at.
+pub(super) const MAX_MARKS: usize = 1 << 21;
+
+/// Steps for one range in a sweep: it is sorted three times, passes a tree and may become two entries.
+const RANGE_STEPS: u64 = 800;
+/// Steps for one area in the set of a prefix: it is copied, compared and hashed.
+const AREA_STEPS: u64 = 10;
+/// Steps for one grant in the set of a list.
+const GRANT_STEPS: u64 = 20;
+/// Steps for one prefix of an area, looked for among others.
+const NET_STEPS: u64 = 30;
 
 /// The number of the list that says nothing, in every [`Folded`].
 const EMPTY: u32 = 0;
@@ -43,16 +65,14 @@ struct Grant {
     ports: u32,
     /// Whether it speaks for every protocol and port.
     every_port: bool,
-    /// Whether an `except` carves out of it somewhere.
-    pierced: bool,
 }
 
-/// A prefix at which a grant begins to hold, or stops.
+/// A prefix at which an area begins, or stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Mark {
     address: u128,
     length: u8,
-    grant: u32,
+    area: u32,
     except: bool,
 }
 
@@ -72,14 +92,32 @@ fn position(net: IpNet) -> (u128, u8) {
     }
 }
 
+/// Names the addresses of an area, so that grants for the same ones share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// Every address.
+    Everywhere,
+    /// Every address outside the cluster.
+    World,
+    /// The addresses of the pods that a selector chooses.
+    Chosen(Rc<Choice>),
+    /// Prefixes and exceptions.
+    Nets(Vec<IpNet>, Vec<IpNet>),
+}
+
 /// All grants of the policies that select a pod, in policy order.
 #[derive(Debug, Default)]
 pub(super) struct Grants {
     grants: Vec<Grant>,
-    ports: Vec<Vec<Range>>,
-    interned: HashMap<Vec<Range>, u32>,
+    /// For each area, its grants in policy order.
+    areas: Vec<Vec<u32>>,
+    area_of: HashMap<Key, u32>,
+    ports: Vec<Rc<[Range]>>,
+    interned: HashMap<Rc<[Range]>, u32>,
     v4: Vec<Mark>,
     v6: Vec<Mark>,
+    work: u64,
+    too_large: bool,
 }
 
 /// Which rule a grant comes from and what kind of candidate it is.
@@ -101,44 +139,80 @@ impl Origin {
 }
 
 impl Grants {
-    /// Adds a grant that holds at each of `nets` and at none of `except`. Must be called in policy order. `ports` are
-    /// normalized; without any, the grant matches nothing and is left out.
-    pub(super) fn add(
-        &mut self,
-        origin: Origin,
-        ports: Vec<Range>,
-        nets: impl IntoIterator<Item = IpNet>,
-        except: impl IntoIterator<Item = IpNet>,
-    ) {
-        if ports.is_empty() {
-            return;
-        }
-        let grant = u32::try_from(self.grants.len()).expect("fewer than 2^32 grants fit into memory");
-        let every_port = ports == [EVERYTHING];
-        let ports = self.intern(ports);
-        for net in nets {
-            self.mark(net, grant, false);
-        }
-        let mut pierced = false;
-        for net in except {
-            self.mark(net, grant, true);
-            pierced = true;
-        }
-        let Origin { rule, kind, deadline } = origin;
-        self.grants.push(Grant { rule, kind, deadline, ports, every_port, pierced });
+    /// Counts work. Returns whether there may be more.
+    pub(super) fn spend(&mut self, steps: u64) -> bool {
+        self.work = self.work.saturating_add(steps);
+        self.too_large |= self.work > MAX_WORK;
+        !self.too_large
     }
 
-    fn intern(&mut self, ports: Vec<Range>) -> u32 {
-        if let Some(index) = self.interned.get(&ports) {
+    /// Returns whether the set has been given up, so that nothing needs to be added to it any more.
+    pub(super) fn given_up(&self) -> bool {
+        self.too_large
+    }
+
+    /// Adds a grant that holds at each of `nets` and at none of `except`. Must be called in policy order. `ports` are
+    /// normalized; without any, the grant matches nothing and is left out.
+    pub(super) fn add(&mut self, origin: Origin, ports: &[Range], nets: Vec<IpNet>, except: Vec<IpNet>) {
+        let count = nets.len() + except.len();
+        if !self.spend(NET_STEPS * count as u64) {
+            return;
+        }
+        self.add_at(origin, ports, Key::Nets(nets, except), |key| match key {
+            Key::Nets(nets, except) => (nets.clone(), except.clone()),
+            Key::Everywhere | Key::World | Key::Chosen(_) => unreachable!("the key is the one given"),
+        });
+    }
+
+    /// Adds a grant for the area that `key` names. `area` says what it is, if no grant before was for the same: its prefixes
+    /// and its exceptions.
+    pub(super) fn add_at(
+        &mut self,
+        origin: Origin,
+        ports: &[Range],
+        key: Key,
+        area: impl FnOnce(&Key) -> (Vec<IpNet>, Vec<IpNet>),
+    ) {
+        if ports.is_empty() || !self.spend(GRANT_STEPS + ports.len() as u64) {
+            return;
+        }
+        let next = u32::try_from(self.areas.len()).expect("fewer areas than grants");
+        let (number, fresh) = match self.area_of.entry(key) {
+            hash_map::Entry::Occupied(known) => (*known.get(), None),
+            hash_map::Entry::Vacant(vacant) => {
+                let nets = area(vacant.key());
+                (*vacant.insert(next), Some(nets))
+            }
+        };
+        if let Some((nets, except)) = fresh {
+            self.areas.push(Vec::new());
+            if self.v4.len() + self.v6.len() + nets.len() + except.len() > MAX_MARKS {
+                self.too_large = true;
+                return;
+            }
+            nets.into_iter().for_each(|net| self.mark(net, number, false));
+            except.into_iter().for_each(|net| self.mark(net, number, true));
+        }
+        let grant = u32::try_from(self.grants.len()).expect("fewer than 2^32 grants fit into memory");
+        self.areas[number as usize].push(grant);
+        let every_port = ports == [EVERYTHING];
+        let ports = self.intern(ports);
+        let Origin { rule, kind, deadline } = origin;
+        self.grants.push(Grant { rule, kind, deadline, ports, every_port });
+    }
+
+    fn intern(&mut self, ports: &[Range]) -> u32 {
+        if let Some(index) = self.interned.get(ports) {
             return *index;
         }
         let index = u32::try_from(self.ports.len()).expect("fewer port lists than grants");
-        self.ports.push(ports.clone());
+        let ports: Rc<[Range]> = ports.into();
+        self.ports.push(Rc::clone(&ports));
         self.interned.insert(ports, index);
         index
     }
 
-    fn mark(&mut self, net: IpNet, grant: u32, except: bool) {
+    fn mark(&mut self, net: IpNet, area: u32, except: bool) {
         let (address, length) = position(net);
         let marks = match net {
             IpNet::V4(_) => &mut self.v4,
@@ -146,8 +220,19 @@ impl Grants {
             IpNet::V6(_) if length >= V4_LENGTH && address & mask(V4_LENGTH) == V4_ROOM => return,
             IpNet::V6(_) => &mut self.v6,
         };
-        marks.push(Mark { address, length, grant, except });
+        marks.push(Mark { address, length, area, except });
     }
+}
+
+/// Returns the address at a place of the 128-bit space.
+pub(super) fn address(place: u128) -> IpAddr {
+    IpAddr::V6(place.into()).to_canonical()
+}
+
+/// Returns the first and the last address of a prefix in the 128-bit space.
+pub(super) fn span(net: IpNet) -> (u128, u128) {
+    let (address, length) = position(net);
+    (address, address | !mask(length))
 }
 
 /// Host prefix of an address.
@@ -164,21 +249,25 @@ pub(super) struct Folded {
     pub(super) lists: Vec<Rc<[RuleEntry]>>,
 }
 
-/// The set needs more rule entries than any map holds.
+/// The set needs more rule entries than any map holds, or more work than a set is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooLarge;
 
 /// Turns grants into entries.
 ///
 /// # Errors
-/// When more than [`MAX_ENTRIES`] rule entries are needed.
+/// When more than [`MAX_ENTRIES`] rule entries are needed, or more work than [`MAX_WORK`].
 pub(super) fn fold(mut grants: Grants) -> Result<Folded, TooLarge> {
+    if grants.too_large {
+        return Err(TooLarge);
+    }
     let (mut v4, mut v6) = (std::mem::take(&mut grants.v4), std::mem::take(&mut grants.v6));
     let mut walk = Walk {
         grants: &grants,
-        covered: vec![0; grants.grants.len()],
-        excluded: vec![0; grants.grants.len()],
-        by_set: HashMap::from([(Vec::new(), EMPTY)]),
+        covered: vec![0; grants.areas.len()],
+        excluded: vec![0; grants.areas.len()],
+        work: grants.work,
+        by_areas: HashMap::from([(Vec::new(), EMPTY)]),
         by_content: HashMap::from([(Rc::from([]), EMPTY)]),
         lists: vec![Rc::from([])],
         entries: 0,
@@ -202,7 +291,7 @@ struct Frame {
     last: u128,
     /// Its marks.
     marks: std::ops::Range<usize>,
-    /// The grants that hold in it, by index, without those that another one always beats.
+    /// The areas it lies in, ascending.
     set: Rc<Vec<u32>>,
     /// The list a lookup finds in it.
     list: u32,
@@ -210,11 +299,12 @@ struct Frame {
 
 struct Walk<'a> {
     grants: &'a Grants,
-    /// For each grant, how many prefixes on the stack it begins at.
+    /// For each area, how many prefixes on the stack it begins at.
     covered: Vec<u32>,
-    /// For each grant, how many prefixes on the stack are exceptions of it.
+    /// For each area, how many prefixes on the stack are exceptions of it.
     excluded: Vec<u32>,
-    by_set: HashMap<Vec<u32>, u32>,
+    work: u64,
+    by_areas: HashMap<Vec<u32>, u32>,
     by_content: HashMap<Rc<[RuleEntry]>, u32>,
     lists: Vec<Rc<[RuleEntry]>>,
     entries: usize,
@@ -262,7 +352,7 @@ impl Walk<'_> {
     fn leave(&mut self, marks: &[Mark]) {
         for mark in marks {
             let counts = if mark.except { &mut self.excluded } else { &mut self.covered };
-            counts[mark.grant as usize] -= 1;
+            counts[mark.area as usize] -= 1;
         }
     }
 
@@ -275,44 +365,42 @@ impl Walk<'_> {
     ) -> Result<(Rc<Vec<u32>>, u32), TooLarge> {
         let mut removes = false;
         for mark in marks.iter().filter(|mark| mark.except) {
-            self.excluded[mark.grant as usize] += 1;
-            removes |= self.excluded[mark.grant as usize] == 1;
+            self.excluded[mark.area as usize] += 1;
+            removes |= self.excluded[mark.area as usize] == 1;
         }
         let mut new = Vec::new();
         for mark in marks.iter().filter(|mark| !mark.except) {
-            let grant = mark.grant as usize;
-            self.covered[grant] += 1;
-            if self.covered[grant] == 1 && self.excluded[grant] == 0 {
-                new.push(mark.grant);
+            let area = mark.area as usize;
+            self.covered[area] += 1;
+            if self.covered[area] == 1 && self.excluded[area] == 0 {
+                new.push(mark.area);
             }
         }
         if new.is_empty() && !removes {
             return Ok((Rc::clone(around), around_list));
         }
         let mut set = merged(around, &new);
+        self.spend(AREA_STEPS * set.len() as u64)?;
         if removes {
-            set.retain(|grant| self.excluded[*grant as usize] == 0);
+            set.retain(|area| self.excluded[*area as usize] == 0);
         }
-        // A grant without exceptions holds in every prefix further in, so what it beats here it beats there too.
-        self.prune(&mut set, |grant| !grant.pierced);
         let list = self.list(&set)?;
         Ok((Rc::new(set), list))
     }
 
-    /// Drops each grant that can be no candidate, because one `beater` of its kind matches wherever it does and lives longer,
-    /// or as long and comes first.
-    fn prune(&self, set: &mut Vec<u32>, beater: impl Fn(&Grant) -> bool) {
-        if set.len() < 2 {
-            return;
-        }
+    fn spend(&mut self, steps: u64) -> Result<(), TooLarge> {
+        self.work = self.work.saturating_add(steps);
+        if self.work > MAX_WORK { Err(TooLarge) } else { Ok(()) }
+    }
+
+    /// Drops each grant that can be no candidate, because one of its kind that speaks for every port lives longer, or as long
+    /// and comes first.
+    fn prune(&self, set: &mut Vec<u32>) {
         let rank = |index: u32| (self.grants.grants[index as usize].deadline, Reverse(index));
         let mut best: [Option<u32>; 4] = [None; 4];
         for &index in &*set {
             let grant = &self.grants.grants[index as usize];
-            if grant.every_port
-                && beater(grant)
-                && best[grant.kind].is_none_or(|best| rank(best) < rank(index))
-            {
+            if grant.every_port && best[grant.kind].is_none_or(|best| rank(best) < rank(index)) {
                 best[grant.kind] = Some(index);
             }
         }
@@ -321,13 +409,20 @@ impl Walk<'_> {
         });
     }
 
-    /// Returns the number of the list for a set of grants.
-    fn list(&mut self, set: &[u32]) -> Result<u32, TooLarge> {
-        let mut set = set.to_vec();
-        self.prune(&mut set, |_| true);
-        if let Some(list) = self.by_set.get(&set) {
+    /// Returns the number of the list for a set of areas.
+    fn list(&mut self, areas: &[u32]) -> Result<u32, TooLarge> {
+        if let Some(list) = self.by_areas.get(areas) {
             return Ok(*list);
         }
+        let grants: usize = areas.iter().map(|area| self.grants.areas[*area as usize].len()).sum();
+        self.spend(GRANT_STEPS * grants as u64)?;
+        let mut set: Vec<u32> =
+            areas.iter().flat_map(|area| &self.grants.areas[*area as usize]).copied().collect();
+        self.prune(&mut set);
+        let ranges_of =
+            |index: &u32| self.grants.ports[self.grants.grants[*index as usize].ports as usize].len();
+        let ranges: usize = set.iter().map(ranges_of).sum();
+        self.spend(RANGE_STEPS * ranges as u64)?;
         let content: Rc<[RuleEntry]> = self.sweep(&set).into();
         let list = match self.by_content.get(&content) {
             Some(list) => *list,
@@ -342,7 +437,7 @@ impl Walk<'_> {
                 list
             }
         };
-        self.by_set.insert(set, list);
+        self.by_areas.insert(areas.to_vec(), list);
         Ok(list)
     }
 
@@ -353,7 +448,7 @@ impl Walk<'_> {
         let mut ends: Vec<(u32, u32)> = Vec::new();
         let mut points: Vec<u32> = Vec::new();
         for &index in set {
-            for &(low, high) in ranges_of(index) {
+            for &(low, high) in ranges_of(index).iter() {
                 starts.push((low, index));
                 ends.push((high + 1, index));
                 points.extend([low, high + 1]);

@@ -451,6 +451,84 @@ fn a_cluster_ip_opens_when_every_endpoint_behind_it_is_allowed() {
 }
 
 #[test]
+fn a_denied_endpoint_closes_the_cluster_ip_ports_in_front_of_it() {
+    let world = || {
+        World::new()
+            .pod("n/db", &["10.0.7.1"], &[("app", "db")], &[])
+            .pod("n/other", &["10.0.7.2"], &[("app", "other")], &[])
+            .service("db", &["172.20.0.1", "fd01::1"], 5432, 6000, &["10.0.7.1", "10.0.7.2"])
+            .service("alias", &["172.20.0.2"], 80, 6000, &["10.0.7.1"])
+            .service("else", &["172.20.0.3"], 80, 6001, &["10.0.7.1"])
+            .service("out", &["172.20.0.4"], 443, 443, &["1.1.1.1"])
+            .service("node", &["172.20.0.5"], 443, 6443, &["192.168.0.9"])
+    };
+    let pods = || Peer::Pods { namespaces: None, pods: Some(selector("app", "db")) };
+    let closed = |peer: Peer, ports: Ports| {
+        let any = allow("any", Peer::Any, Ports::All);
+        let world = world().with("a", vec![any, deny("no", peer, ports)]);
+        let fronts = [
+            ("172.20.0.1", 5432),
+            ("fd01::1", 5432),
+            ("172.20.0.2", 80),
+            ("172.20.0.3", 80),
+            ("172.20.0.4", 443),
+            ("172.20.0.5", 443),
+        ];
+        assert_eq!(world.ask(TCP, "172.20.0.1", 5433).0, Verdict::Allow, "only ports with something behind");
+        assert_eq!(world.ask(UDP, "172.20.0.1", 5432).0, Verdict::Allow, "only the port's protocol");
+        fronts.map(|(to, port)| u8::from(world.ask(TCP, to, port).0 == Verdict::Deny))
+    };
+    let db = || Peer::Service(NsName::new("n", "alias"));
+    assert_eq!(closed(cidrs(&["10.0.7.1/32"], &[]), Ports::All), [1, 0, 1, 1, 0, 0]);
+    assert_eq!(closed(cidrs(&["10.0.7.0/24"], &[]), tcp_ports(&[6000])), [1, 0, 1, 0, 0, 0]);
+    assert_eq!(closed(cidrs(&["10.0.7.0/24"], &["10.0.7.0/31"]), Ports::All), [1, 0, 0, 0, 0, 0]);
+    assert_eq!(closed(cidrs(&["10.0.7.0/24"], &["10.0.7.0/24"]), Ports::All), [0; 6]);
+    assert_eq!(closed(cidrs(&["::/0"], &[]), tcp_ports(&[6000, 443])), [0; 6]);
+    assert_eq!(closed(Peer::Any, tcp_ports(&[6001])), [0, 0, 0, 1, 0, 0]);
+    assert_eq!(closed(db(), tcp_ports(&[80])), [1, 0, 1, 0, 0, 0]);
+    assert_eq!(closed(pods(), tcp_ports(&[6000])), [1, 0, 1, 0, 0, 0]);
+    assert_eq!(closed(Peer::Entity(Entity::World), tcp_ports(&[443])), [0, 0, 0, 0, 1, 0]);
+    assert_eq!(closed(Peer::Entity(Entity::Node), tcp_ports(&[6443])), [0, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn what_would_keep_the_agent_busy_is_given_up() {
+    let everywhere = |name: String, ports| allow(&name, cidrs(&["0.0.0.0/0"], &[]), ports);
+    let one = |number: u16| tcp_ports(&[number * 2 + 1]);
+    let wide = (0..9_000).map(|n| everywhere(format!("wide-{n}"), one(n)));
+    let host = |n: u16| format!("20.0.{}.{}/32", n / 256, n % 256);
+    let hosts = (0..9_000).map(|n| allow(&format!("host-{n}"), cidrs(&[&host(n)], &[]), tcp_ports(&[1])));
+    let nested = World::new().with("a", wide.chain(hosts).collect());
+    timed("9000 hosts inside 9000 rules for everything", &nested);
+    assert!(nested.set().too_large, "each host would need a list of 9000 entries");
+
+    let mut crowd = World::new();
+    for n in 0..3_000_u32 {
+        let address = Ipv4Addr::from(0x0a08_0000 + n).to_string();
+        crowd = crowd.pod(&format!("o/p{n}"), &[&address], &[], &[]);
+    }
+    let world = |n| allow(&format!("world-{n}"), Peer::Entity(Entity::World), one(n));
+    let rules = crowd.clone().with("a", (0..8_000).map(world).collect());
+    timed("8000 rules for the world, 3000 pods", &rules);
+    assert_eq!(rules.set().entries(), 8_000, "one list for all rules");
+
+    for n in 0..1_000_u32 {
+        let ips = [0, 1, 2].map(|k| Ipv4Addr::from(0x0a08_0000 + n * 3 + k).to_string());
+        let front = Ipv4Addr::from(0xac14_0000 + n).to_string();
+        crowd = crowd.service(&format!("s{n}"), &[&front], 80, 8080, &ips.each_ref().map(String::as_str));
+    }
+    let pods = || Peer::Pods { namespaces: Some(LabelSelector::default()), pods: None };
+    let many =
+        crowd.clone().with("a", (0..2_000).map(|n| allow(&format!("pods-{n}"), pods(), one(n))).collect());
+    timed("2000 rules for 3000 pods, 1000 Services", &many);
+    assert!(!many.set().too_large);
+    let ports: Vec<u16> = (0..16_384).map(|n| n * 4 + 1).collect();
+    let ports = crowd.with("a", vec![allow("ports", pods(), tcp_ports(&ports))]);
+    timed("one rule with 16384 ports for 3000 pods", &ports);
+    assert_eq!(ports.set().lists.len(), 1, "all pods share it");
+}
+
+#[test]
 fn a_service_opens_its_cluster_ips_and_endpoints_each_with_their_own_port() {
     let peer = || Peer::Service(NsName::new("n", "redis"));
     let world = World::new().service("redis", &["172.20.0.9"], 6379, 7000, &["10.0.7.1", "10.0.7.2"]);
