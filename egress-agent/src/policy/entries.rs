@@ -45,9 +45,13 @@ pub struct Numbered {
     pub fresh_slots: Vec<u32>,
 }
 
-/// A map has no room for what was to be written. Nothing was changed.
+/// A map has no room for what was to be written, or none that one set may take. Nothing was changed.
+///
+/// Whoever may write policies for one namespace must not be able to leave no room for the others. So a set that needs more than
+/// half of a map is refused where it would leave less than an eighth of the map free. Maps with fewer than [`SHARED`] entries
+/// are exempt: they serve tests and single pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("map {map} is full: {needed} entries needed, {free} of {capacity} free")]
+#[error("map {map} {}: {needed} entries needed, {free} of {capacity} free", self.limit())]
 pub struct Full {
     /// The map, by its name in the object.
     pub map: &'static str,
@@ -57,6 +61,25 @@ pub struct Full {
     pub free: u32,
     /// How many the map holds at most.
     pub capacity: u32,
+}
+
+/// From how many entries on a map has a part that no single set may take, see [`Full`].
+pub const SHARED: u32 = 256;
+
+impl Full {
+    fn limit(&self) -> &'static str {
+        if self.needed > self.free {
+            "is full"
+        } else {
+            "has no room for a set this large: more than half of the map, and less than an eighth would be left"
+        }
+    }
+
+    /// Returns an error if there is no room for `needed` more entries that one set wants.
+    fn check(map: &'static str, needed: u32, free: u32, capacity: u32) -> Result<(), Self> {
+        let large = capacity >= SHARED && needed > capacity / 2 && free.saturating_sub(needed) < capacity / 8;
+        if needed > free || large { Err(Self { map, needed, free, capacity }) } else { Ok(()) }
+    }
 }
 
 /// What stands in the maps contradicts itself, so nothing can be built on it.
@@ -377,29 +400,26 @@ impl Allocator {
     /// A rule keeps its slot while any set uses it, and takes over the slot a former agent gave it.
     ///
     /// # Errors
-    /// When it does not fit. Then nothing has changed.
+    /// When it does not fit, or would leave too little for others (see [`Full`]). Then nothing has changed.
     pub fn allocate(&mut self, set: &PolicySet) -> Result<Numbered, Full> {
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         let needed = if set.too_large { count(MAX_ENTRIES + 1) } else { count(set.entries()) };
         let (exact, prefixes) = (count(set.exact.len()), count(set.prefixes.len()));
-        let fits = |map, needed, free, capacity| {
-            if needed <= free { Ok(()) } else { Err(Full { map, needed, free, capacity }) }
-        };
         let Capacities { exact: exact_capacity, prefixes: prefix_capacity, .. } = self.capacities;
-        fits(name::EXACT, exact, exact_capacity - self.exact, exact_capacity)?;
-        fits(name::PREFIXES, prefixes, prefix_capacity - self.prefixes, prefix_capacity)?;
+        Full::check(name::EXACT, exact, exact_capacity - self.exact, exact_capacity)?;
+        Full::check(name::PREFIXES, prefixes, prefix_capacity - self.prefixes, prefix_capacity)?;
         let offset = if needed == 0 { Some(0) } else { self.blocks.find(needed) };
         let longest = self.blocks.longest();
         let Some(offset) = offset.filter(|_| !set.too_large) else {
             return Err(Full { map: name::RULES, needed, free: longest, capacity: self.capacities.rules });
         };
+        Full::check(name::RULES, needed, self.blocks.total(), self.capacities.rules)?;
         let slots = self.choose(set);
         let new = count(slots.iter().filter(|slot| slot.is_none()).count());
-        if new > self.slots.free() {
-            return Err(self.slots.full(new));
-        }
+        let Full { map, needed: new, free, capacity } = self.slots.full(new);
+        Full::check(map, new, free, capacity)?;
         // The last id is never given away, so that the next one can always be counted.
-        fits("set ids", 1, u32::MAX - self.next_id, u32::MAX)?;
+        Full::check("set ids", 1, u32::MAX - self.next_id, u32::MAX)?;
 
         let id = self.next_id;
         self.next_id += 1;

@@ -133,6 +133,27 @@ fn what_does_not_fit_says_which_map() {
 }
 
 #[test]
+fn no_set_leaves_others_without_room() {
+    let capacities = Capacities { exact: 4096, prefixes: 4096, rules: 1024, rule_slots: 4097, endpoints: 8 };
+    let mut allocator = Allocator::new(capacities);
+    let refused = allocator.allocate(&sample(0, 1016)).expect_err("8 of 1024 would be left");
+    assert_eq!(refused, Full { map: name::RULES, needed: 1016, free: 1024, capacity: 1024 });
+    let text = refused.to_string();
+    assert!(text.starts_with(&format!("map {} has no room for a set this large: ", name::RULES)), "{text}");
+    check(&allocator);
+    let large = allocator.allocate(&sample(0, 896)).expect("an eighth is left");
+    allocator.allocate(&sample(5000, 128)).expect("a small set may take the last entry");
+    assert!(allocator.allocate(&sample(6000, 1)).expect_err("full").to_string().contains("is full"));
+    allocator.release(large.id);
+    allocator.allocate(&sample(0, 512)).expect("half of the map");
+    let mut allocator = Allocator::new(Capacities { rule_slots: 513, ..capacities });
+    assert_eq!(allocator.allocate(&sample(0, 500)).expect_err("12 would be left").map, name::RULE_COUNTERS);
+    let mut allocator = Allocator::new(Capacities { exact: 512, ..capacities });
+    assert_eq!(allocator.allocate(&sample(0, 500)).expect_err("12 would be left").map, name::EXACT);
+    check(&allocator);
+}
+
+#[test]
 fn an_adopted_rule_keeps_its_slot_for_the_rule_of_the_same_identity() {
     let set = sample(5, 4);
     let mut former = Allocator::new(small());
