@@ -35,17 +35,15 @@ pub fn simulate(compiled: &Compiled, flow: &Flow, now: u64) -> Answer {
 /// When the endpoint names another set, or the set's spans leave its block.
 pub fn simulate_entries(set: Option<&Numbered>, endpoint: &Endpoint, flow: &Flow, now: u64) -> Decision {
     assert_eq!(endpoint.set, set.map_or(0, |set| set.id), "an endpoint is judged by its own set");
-    let rules: Vec<RuleEntry> =
-        set.iter().flat_map(|set| set.rules.iter().map(|(_, entry)| *entry)).collect();
     judge(endpoint, flow, now, |octets| {
         let set = set?;
         let span = span_of(set, endpoint.flags, AddressKey { set: set.id, address: words(octets) })?;
         if span.length == 0 {
             // It has no place, so its offset says nothing.
-            return Some(&[]);
+            return Some(&[][..]);
         }
         let start = (span.offset - set.block.offset) as usize;
-        Some(&rules[start..start + span.length as usize])
+        Some(&set.rules[start..start + span.length as usize])
     })
 }
 
@@ -82,11 +80,28 @@ pub(super) fn set_flags(set: &PolicySet) -> u32 {
         | flag(set.audit_default_deny.is_some(), flags::AUDIT_DEFAULT_DENY)
 }
 
-fn judge<'a>(
+/// A rule entry, with its place in the map or without.
+trait AsEntry {
+    fn entry(&self) -> &RuleEntry;
+}
+
+impl AsEntry for RuleEntry {
+    fn entry(&self) -> &RuleEntry {
+        self
+    }
+}
+
+impl AsEntry for (u32, RuleEntry) {
+    fn entry(&self) -> &RuleEntry {
+        &self.1
+    }
+}
+
+fn judge<'a, E: AsEntry + 'a>(
     endpoint: &Endpoint,
     flow: &Flow,
     now: u64,
-    list: impl FnOnce([u8; 16]) -> Option<&'a [RuleEntry]>,
+    list: impl FnOnce([u8; 16]) -> Option<&'a [E]>,
 ) -> Decision {
     let pass = |reason| Decision { verdict: Verdict::Allow, reason, rule: NO_RULE, valid_until: NEVER };
     if endpoint.flags & flags::GOVERNED == 0 {
@@ -98,8 +113,8 @@ fn judge<'a>(
     let protocol = normal_protocol(flow.protocol, flow.destination.is_ipv6());
     let key = port_key(protocol, flow.port);
     let entry = list(key_octets(flow.destination)).and_then(|entries| {
-        let after = entries.partition_point(|entry| entry.low <= key);
-        entries[..after].last().filter(|entry| key <= entry.high)
+        let after = entries.partition_point(|entry| entry.entry().low <= key);
+        entries[..after].last().map(AsEntry::entry).filter(|entry| key <= entry.high)
     });
     decide(entry, endpoint, &At(now))
 }
