@@ -12,6 +12,7 @@ mod ports;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
+    hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -26,7 +27,7 @@ use super::{
     cluster::{Cluster, InvalidPolicy, NsName, Pod, Settings},
     model::{
         DefaultAction, Effect, Entity, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, PortMatch,
-        PortSpec, Ports, Protocol, RuleName, RulePart,
+        PortSpec, Ports, Protocol, Rule, RuleName, RulePart,
     },
 };
 
@@ -134,7 +135,8 @@ pub struct Compiled {
 /// Returns what is to hold for `pod`. A pod that is absent or has finished is not governed.
 #[must_use]
 pub fn compile(cluster: &Cluster, settings: &Settings, pod: &NsName) -> Compiled {
-    Compiler::new(cluster, settings).compile(pod)
+    let mut cache = Cache::default();
+    Compiler::new(cluster, settings, &mut cache, Generations::default()).compile(pod)
 }
 
 /// Returns what is to hold for each of `pods`. Pods that the same policies select share one set.
@@ -144,29 +146,156 @@ pub fn compile_all<'a>(
     settings: &Settings,
     pods: impl Iterator<Item = &'a NsName>,
 ) -> BTreeMap<NsName, Compiled> {
-    let mut compiler = Compiler::new(cluster, settings);
-    pods.map(|pod| (pod.clone(), compiler.compile(pod))).collect()
+    compile_all_cached(&mut Cache::default(), cluster, settings, Generations::default(), pods)
 }
 
-/// What compiling reads of a pod, besides its addresses.
-#[derive(PartialEq, Eq, Hash)]
+/// Returns what [`compile_all`] returns, and compiles only what may have changed since the last call with the same `cache`.
+///
+/// One cache serves one [`Settings`] value; make a new one when settings change. `pods` are all that the caller cares for:
+/// what none of them needed in this call is forgotten. The caller counts changes in [`Generations`]; policies it need not
+/// count, since a policy is known by its [`Arc`]: one that has not changed must be the same `Arc` as before, and a changed one
+/// another. A set that comes out as before is the same `Arc` as before.
+pub fn compile_all_cached<'a>(
+    cache: &mut Cache,
+    cluster: &Cluster,
+    settings: &Settings,
+    generations: Generations,
+    pods: impl Iterator<Item = &'a NsName>,
+) -> BTreeMap<NsName, Compiled> {
+    cache.round += 1;
+    let mut compiler = Compiler::new(cluster, settings, cache, generations);
+    let compiled = pods.map(|pod| (pod.clone(), compiler.compile(pod))).collect();
+    let round = cache.round;
+    cache.done.retain(|_, kept| kept.round == round);
+    let used: HashSet<*const PolicySet> = cache.done.values().map(|kept| Arc::as_ptr(&kept.set)).collect();
+    cache.sets.retain(|set| used.contains(&Arc::as_ptr(set)));
+    compiled
+}
+
+/// Counts changes of a cluster, so that [`compile_all_cached`] knows what may come out otherwise than before. A number that
+/// differs from the last call's says that something has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generations {
+    /// Changes of Services and EndpointSlices.
+    pub services: u64,
+    /// Changes of namespaces, pods and nodes.
+    pub others: u64,
+}
+
+/// What was compiled before, for [`compile_all_cached`].
+#[derive(Debug, Default)]
+pub struct Cache {
+    /// By all it depends on, besides the cluster.
+    done: HashMap<Key, Kept>,
+    /// The same sets, so that equal ones are one.
+    sets: HashSet<Arc<PolicySet>>,
+    /// The current call.
+    round: u64,
+    /// How many sets were compiled.
+    compiled: u64,
+}
+
+impl Cache {
+    /// Returns how many times a set was compiled, whether it came out otherwise or not.
+    #[must_use]
+    pub fn compiled(&self) -> u64 {
+        self.compiled
+    }
+}
+
+#[derive(Debug)]
+struct Kept {
+    set: Arc<PolicySet>,
+    unresolved: Vec<Unmatched>,
+    reads: Reads,
+    generations: Generations,
+    /// The last call that needed it.
+    round: u64,
+}
+
+/// What compiling reads of the cluster, besides policies and the pod itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reads {
+    Nothing,
+    Services,
+    Everything,
+}
+
+impl Reads {
+    fn of(policies: &[Arc<Policy>]) -> Self {
+        policies.iter().map(|policy| Self::of_policy(policy)).max().unwrap_or(Self::Nothing)
+    }
+
+    fn of_policy(policy: &Policy) -> Self {
+        let of_rule = |rule: &Rule| {
+            // What is denied closes the ClusterIPs in front of it.
+            let fronts = if rule.effect == Effect::Deny { Self::Services } else { Self::Nothing };
+            let of_peer = |peer: &Peer| match peer {
+                Peer::Any | Peer::Cidrs { .. } | Peer::Unresolved(_) => Self::Nothing,
+                Peer::Service(_) | Peer::Entity(Entity::ClusterDns | Entity::KubeApiserver) => Self::Services,
+                Peer::Pods { .. } | Peer::Entity(Entity::Node | Entity::World) => Self::Everything,
+            };
+            rule.peers.iter().map(of_peer).max().unwrap_or(Self::Nothing).max(fronts)
+        };
+        let implicit = match (policy.own_node, policy.cluster_dns) {
+            (true, _) => Self::Everything,
+            (false, true) => Self::Services,
+            (false, false) => Self::Nothing,
+        };
+        policy.rules.iter().map(of_rule).max().unwrap_or(Self::Nothing).max(implicit)
+    }
+
+    /// Returns whether what was read is still the same.
+    fn holds(self, then: Generations, now: Generations) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Services => then.services == now.services,
+            Self::Everything => then == now,
+        }
+    }
+}
+
+/// What compiling reads of a pod, besides its addresses, and the policies that select it.
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     namespace: String,
     node: String,
-    policies: Vec<PolicyId>,
+    policies: Vec<Known>,
+}
+
+/// A policy, known by its place in memory. Those made up for a pod are known by what they say, which follows from the name.
+#[derive(Clone, Debug)]
+struct Known(Arc<Policy>);
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        let made_up = self.0.rules.is_empty() && other.0.rules.is_empty();
+        Arc::ptr_eq(&self.0, &other.0) || made_up && self.0 == other.0
+    }
+}
+
+impl Eq for Known {}
+
+impl Hash for Known {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
 }
 
 struct Compiler<'a> {
     directory: Directory<'a>,
-    /// What was compiled before, by all it depends on.
-    done: HashMap<Key, (Arc<PolicySet>, Vec<Unmatched>)>,
-    /// The same sets, so that equal ones are one.
-    sets: HashSet<Arc<PolicySet>>,
+    cache: &'a mut Cache,
+    generations: Generations,
 }
 
 impl<'a> Compiler<'a> {
-    fn new(cluster: &'a Cluster, settings: &'a Settings) -> Self {
-        Self { directory: Directory::new(cluster, settings), done: HashMap::new(), sets: HashSet::new() }
+    fn new(
+        cluster: &'a Cluster,
+        settings: &'a Settings,
+        cache: &'a mut Cache,
+        generations: Generations,
+    ) -> Self {
+        Self { directory: Directory::new(cluster, settings), cache, generations }
     }
 
     fn compile(&mut self, name: &NsName) -> Compiled {
@@ -179,19 +308,37 @@ impl<'a> Compiler<'a> {
             return Compiled { addresses, ..Compiled::default() };
         }
         let policies: Vec<PolicyId> = selecting.iter().map(|policy| policy.id.clone()).collect();
-        let key =
-            Key { namespace: name.namespace.clone(), node: pod.node.clone(), policies: policies.clone() };
-        let (set, unresolved) = match self.done.get(&key) {
-            Some(done) => done.clone(),
+        let key = Key {
+            namespace: name.namespace.clone(),
+            node: pod.node.clone(),
+            policies: selecting.iter().map(|policy| Known(Arc::clone(policy))).collect(),
+        };
+        let round = self.cache.round;
+        if let Some(kept) = self.cache.done.get_mut(&key)
+            && kept.reads.holds(kept.generations, self.generations)
+        {
+            kept.round = round;
+            let (set, unresolved) = (Some(Arc::clone(&kept.set)), kept.unresolved.clone());
+            return Compiled { set, addresses, unresolved, policies };
+        }
+        let (set, unresolved) = self.fresh(&selecting, &name.namespace, &pod.node);
+        self.cache.compiled += 1;
+        let set = match self.cache.sets.get(&set) {
+            Some(same) => Arc::clone(same),
             None => {
-                let (set, unresolved) = self.fresh(&selecting, &name.namespace, &pod.node);
                 let set = Arc::new(set);
-                let set = self.sets.get(&set).cloned().unwrap_or(set);
-                self.sets.insert(Arc::clone(&set));
-                self.done.insert(key, (Arc::clone(&set), unresolved.clone()));
-                (set, unresolved)
+                self.cache.sets.insert(Arc::clone(&set));
+                set
             }
         };
+        let kept = Kept {
+            set: Arc::clone(&set),
+            unresolved: unresolved.clone(),
+            reads: Reads::of(&selecting),
+            generations: self.generations,
+            round,
+        };
+        self.cache.done.insert(key, kept);
         Compiled { set: Some(set), addresses, unresolved, policies }
     }
 

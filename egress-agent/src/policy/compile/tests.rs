@@ -661,6 +661,61 @@ fn pods_of_the_same_policies_share_one_set() {
 }
 
 #[test]
+fn only_what_may_have_changed_is_compiled_again() {
+    let peer = Peer::Pods { namespaces: None, pods: Some(selector("app", "web")) };
+    let mut world = World::new()
+        .pod("n/web", &["10.0.0.2"], &[("app", "web")], &[])
+        .pod("n/r", &["10.0.0.3"], &[("app", "r")], &[])
+        .pod("n/s", &["10.0.0.4"], &[("app", "s")], &[])
+        .service("front", &["172.20.0.1"], 80, 80, &["10.9.0.1"])
+        .with("p", vec![allow("x", cidrs(&["10.0.0.0/8"], &[]), Ports::All)])
+        .with("r", vec![allow("x", peer, Ports::All)])
+        .with(
+            "s",
+            vec![allow("x", Peer::Any, Ports::All), deny("y", cidrs(&["10.9.0.1/32"], &[]), Ports::All)],
+        );
+    for name in ["p", "r", "s"] {
+        world = world.change(name, |policy| policy.selector = selector("app", name));
+    }
+    let mut cache = Cache::default();
+    let mut generations = Generations::default();
+    let mut compiled = 0;
+    let mut run = |world: &World, generations| {
+        let pods = world.cluster.pods.keys();
+        let all = compile_all_cached(&mut cache, &world.cluster, &world.settings, generations, pods);
+        assert_eq!(all, compile_all(&world.cluster, &world.settings, world.cluster.pods.keys()));
+        let fresh = cache.compiled() - compiled;
+        compiled = cache.compiled();
+        let sets = ["p", "r", "s"].map(|name| all[&NsName::new("n", name)].set.clone().expect("governed"));
+        (fresh, sets)
+    };
+    let (fresh, first) = run(&world, generations);
+    assert_eq!(fresh, 3);
+    assert_eq!(run(&world, generations).0, 0);
+    world.cluster.pods.get_mut(&NsName::new("n", "web")).expect("there").ips = vec![ip("10.0.0.8")];
+    generations.others += 1;
+    let (fresh, sets) = run(&world, generations);
+    assert_eq!(fresh, 1, "only one reads pods");
+    let same = |sets: &[Arc<PolicySet>; 3]| [0, 1, 2].map(|n| Arc::ptr_eq(&sets[n], &first[n]));
+    assert_eq!(same(&sets), [true, false, true]);
+    world.cluster.slices.get_mut(&NsName::new("n", "front-1")).expect("there").addresses.clear();
+    generations.services += 1;
+    let (fresh, sets) = run(&world, generations);
+    assert_eq!((fresh, same(&sets)), (2, [true, false, false]), "a denied destination reads endpoints");
+    generations.services += 1;
+    let (fresh, again) = run(&world, generations);
+    assert_eq!(fresh, 2);
+    assert!(again.iter().zip(&sets).all(|(one, other)| Arc::ptr_eq(one, other)), "equal sets are one");
+    let rules = vec![allow("z", cidrs(&["10.0.0.0/8"], &[]), Ports::All)];
+    let world = world.with("p", rules).change("p", |policy| policy.selector = selector("app", "p"));
+    assert_eq!(run(&world, generations).0, 1, "a changed policy is another Arc");
+    let mut world = world;
+    world.cluster.broken.insert(NsName::new("n", "b"));
+    assert_eq!(run(&world, generations).0, 4, "a broken policy selects all, the web pod too");
+    assert_eq!(run(&world, generations).0, 0, "and is known again");
+}
+
+#[test]
 fn a_set_that_explodes_is_given_up_and_allows_nothing() {
     let ports: Vec<u16> = (0..3000).map(|port| port * 2 + 1).collect();
     let mut rules = vec![allow("ports", cidrs(&["10.0.0.0/8"], &[]), tcp_ports(&ports))];
