@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
+    fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -30,7 +30,7 @@ use crate::{
         object,
     },
     policy::{
-        cluster::{NsName, Settings},
+        cluster::{NsName, Pod, Settings},
         compile::{self, Compiled},
         diff::Wanted,
         document,
@@ -38,6 +38,7 @@ use crate::{
         model::{PolicyKind, RuleName, RulePart},
     },
     telemetry::{
+        log::{self, Lines},
         metrics::{self, Destination, Family, Histogram, MapUse, PodCounters, PolicyErrors},
         server::{self, Health, Limits},
     },
@@ -75,12 +76,22 @@ pub struct Config {
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long after a change the directory must be quiet before it is read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(3);
+/// How long the last lines may take that are written at the end.
+const LAST_LINES: Duration = Duration::from_millis(500);
 /// No longer than this, however busy the directory is.
 const NOT_LONGER: Duration = Duration::from_millis(50);
 
 const NOT_IN_KERNEL: &str = "kernel";
 const NOT_FITTING: &str = "capacity";
 const NO_CGROUP: &str = "cgroup";
+const INCOMPLETE: &str = "manifests";
+const NOT_WATCHED: &str = "watch";
+const NOT_PINNED: &str = "pins";
+
+/// How many findings of one policy, or errors of one file, the log names.
+const MOST_FINDINGS: usize = 5;
+/// How many events may wait for whoever reads standard output.
+const WAITING_EVENTS: usize = 4096;
 
 /// A governed or known pod on this node.
 #[derive(Clone, Debug)]
@@ -105,12 +116,24 @@ struct Node {
     apply_seconds: Arc<Histogram>,
     health: Arc<Health>,
     clock_checked: u64,
-    /// Records in the ring that were none of ours, and events standard output did not take.
+    /// Standard output, if events go there.
+    events: Option<Lines>,
+    /// Records in the ring that were none of ours.
     events_dropped: u64,
-    /// What was reported last, so that the log repeats nothing.
+    /// Whether all manifests could be read.
+    complete: bool,
+    /// Namespaces with a policy that is broken and of which this process knows no good version.
+    broken: BTreeSet<String>,
+    /// Cgroups whose endpoint is the one an earlier agent left, because nothing was sure enough to replace it.
+    adopted: BTreeSet<u64>,
+    /// Errors of the manifests.
+    manifest_errors: u64,
+    /// What was reported last of manifests and policies, so that the log repeats nothing.
     reported: BTreeSet<String>,
-    /// What was said of destinations without addresses, likewise.
-    unmatched: BTreeSet<String>,
+    /// What was said when policies were applied, likewise.
+    remarked: BTreeSet<String>,
+    /// What was wrong when policies were applied, likewise.
+    wrong: BTreeSet<String>,
     /// The last attempt failed or did not fit, so it is repeated at the next check.
     retry: bool,
 }
@@ -136,13 +159,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("watching manifests {}", config.manifests.display()))?;
     let health = Arc::new(Health::new(CHECK_EVERY * 6));
     let mut node = Node::start(config, Arc::clone(&health))?;
-    let mut pods = cgroup::Watcher::new(&node.kubepods)?;
+    let mut pods = Some(cgroup::Watcher::new(&node.kubepods)?);
     let mut events =
         Events::new(Maps::events(node.engine.datapath_mut())?).context("watching the ring of events")?;
     let clock_watch = ClockWatch::new().context("watching the wall clock")?;
 
     let began = Instant::now();
-    node.scan()?;
+    node.scan();
     node.reload();
     // Policies first, then programs: no packet meets a program that does not know its pod's policy yet.
     node.apply(began);
@@ -155,7 +178,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         hz = node.engine.datapath().hz,
         taken_over = node.engine.datapath().taken_over,
         milliseconds = began.elapsed().as_millis(),
-        "policies are in force"
+        "{}",
+        if node.health.reasons().is_empty() { "policies are in force" } else { "running, but not ready" }
     );
 
     let node = Arc::new(Mutex::new(node));
@@ -179,40 +203,53 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            changed = pods.changed() => {
-                let began = Instant::now();
-                changed?;
+            _ = check.tick() => {
                 let mut node = lock(&node);
-                if node.scan()? {
-                    node.apply(began);
-                }
-            }
-            changed = manifests.changed() => {
-                let began = Instant::now();
-                changed.context("watching manifests")?;
-                while began.elapsed() < NOT_LONGER
-                    && tokio::time::timeout(QUIET, manifests.changed()).await.is_ok() {}
-                let mut node = lock(&node);
-                manifests.renew().context("watching manifests")?;
-                if node.reload() {
-                    node.apply(began);
-                }
+                let watched = watch_again(&mut pods, &mut manifests, &node.kubepods);
+                node.watched(watched);
+                node.check();
+                health.beat();
             }
             changed = clock_watch.changed() => {
                 changed.context("watching the wall clock")?;
                 info!("the wall clock was set; deadlines follow it");
                 lock(&node).check_clock();
             }
+            changed = pods_changed(&mut pods) => {
+                let began = Instant::now();
+                let mut node = lock(&node);
+                match changed {
+                    Ok(()) => if node.scan() {
+                        node.apply(began);
+                    },
+                    // Its successor has another id: everything starts over.
+                    Err(gone @ cgroup::Error::Gone { .. }) => return Err(gone.into()),
+                    Err(failure) => {
+                        pods = None;
+                        node.watched(Err(failure.into()));
+                    }
+                }
+            }
+            changed = manifests.changed() => {
+                let began = Instant::now();
+                let mut watched = changed;
+                while watched.is_ok() && began.elapsed() < NOT_LONGER {
+                    match tokio::time::timeout(QUIET, manifests.changed()).await {
+                        Ok(more) => watched = more,
+                        Err(_quiet) => break,
+                    }
+                }
+                let mut node = lock(&node);
+                node.watched(watched.and_then(|()| manifests.renew()).context("watching manifests"));
+                if node.reload() {
+                    node.apply(began);
+                }
+            }
             received = events.receive(|denial| lock(&node).tell(&denial)) => {
                 let received = received.context("reading events")?;
                 if received.malformed > 0 {
                     lock(&node).events_dropped += received.malformed as u64;
                 }
-            }
-            _ = check.tick() => {
-                let mut node = lock(&node);
-                node.check();
-                health.beat();
             }
         }
     }
@@ -221,7 +258,83 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         debug!("the server had ended before");
     }
     server.await.context("stopping the server")??;
+    log::flush(LAST_LINES);
+    if let Some(events) = &lock(&node).events {
+        events.flush(LAST_LINES);
+    }
     Ok(())
+}
+
+/// Waits for a change of the pods' cgroups; for ever while they are not watched.
+async fn pods_changed(pods: &mut Option<cgroup::Watcher>) -> Result<(), cgroup::Error> {
+    match pods {
+        Some(pods) => pods.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Watches again what is not watched, or not wholly.
+fn watch_again(
+    pods: &mut Option<cgroup::Watcher>,
+    manifests: &mut Watch,
+    kubepods: &Kubepods,
+) -> anyhow::Result<()> {
+    if pods.is_none() {
+        *pods = Some(cgroup::Watcher::new(kubepods)?);
+    }
+    manifests.renew().context("watching manifests")
+}
+
+/// Says what was not said before.
+fn say(lines: BTreeSet<String>, said: &mut BTreeSet<String>, speak: fn(&str)) {
+    for line in lines.difference(said) {
+        speak(line);
+    }
+    *said = lines;
+}
+
+/// Returns the pods that each cgroup may belong to, by the cgroup's id and in the order of their names.
+///
+/// More than one is a mistake of whoever wrote the manifests. A static pod's cgroup is named after the hash of its manifest,
+/// which stands in an annotation of the pod the API shows for it; a pod that has that very UID comes first.
+fn claims<'a>(
+    pods: &'a BTreeMap<NsName, Pod>,
+    cgroups: &BTreeMap<String, PodCgroup>,
+) -> BTreeMap<u64, Vec<&'a NsName>> {
+    let uids: BTreeSet<&str> = pods.values().map(|pod| pod.uid.as_str()).collect();
+    let mut claims: BTreeMap<u64, Vec<&NsName>> = BTreeMap::new();
+    for (id, pod) in pods.iter().filter(|(_, pod)| !pod.finished) {
+        let hash = || Some(&pod.static_hash).filter(|hash| !hash.is_empty() && !uids.contains(hash.as_str()));
+        let cgroup = cgroups.get(&pod.uid).or_else(|| hash().and_then(|hash| cgroups.get(hash)));
+        if let Some(cgroup) = cgroup {
+            claims.entry(cgroup.id).or_default().push(id);
+        }
+    }
+    claims
+}
+
+/// Returns which of the pods that claim one cgroup it is taken for: the first that is governed, so that a pod nobody governs
+/// never opens one that somebody does.
+fn strictest<'a>(claimants: &[&'a NsName], compiled: &BTreeMap<NsName, Compiled>) -> Option<&'a NsName> {
+    let governed = |pod: &&&NsName| compiled.get(**pod).is_some_and(|compiled| compiled.set.is_some());
+    claimants.iter().find(governed).or(claimants.first()).copied()
+}
+
+/// Returns what of each key is worth a line: the first few, and how many more there are.
+fn few<'a>(lines: impl Iterator<Item = (String, String)> + 'a) -> BTreeSet<String> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut few = BTreeSet::new();
+    for (key, line) in lines {
+        let count = counts.entry(key).or_default();
+        *count += 1;
+        if *count <= MOST_FINDINGS {
+            few.insert(line);
+        }
+    }
+    for (key, count) in counts.into_iter().filter(|(_, count)| *count > MOST_FINDINGS) {
+        few.insert(format!("{key}: {} more", count - MOST_FINDINGS));
+    }
+    few
 }
 
 /// A poisoned lock means a panic under it, and this binary aborts on panic; tests may not.
@@ -249,6 +362,11 @@ impl Node {
         };
         let engine = Engine::new(object, &options, config.strict, config.connect_hooks)?;
         let source = DirectorySource::new(&config.manifests);
+        let events = match config.print_events {
+            true => Some(Lines::stdout(WAITING_EVENTS).context("writing events to standard output")?),
+            false => None,
+        };
+        let adopted = engine.state().endpoints().keys().copied().collect();
         Ok(Self {
             config,
             kubepods,
@@ -264,80 +382,146 @@ impl Node {
             apply_seconds: Arc::new(Histogram::new(metrics::APPLY_BOUNDS)),
             health,
             clock_checked: clock::wall_seconds_and_fraction().0,
+            events,
             events_dropped: 0,
+            complete: false,
+            broken: BTreeSet::new(),
+            adopted,
+            manifest_errors: 0,
             reported: BTreeSet::new(),
-            unmatched: BTreeSet::new(),
+            remarked: BTreeSet::new(),
+            wrong: BTreeSet::new(),
             retry: false,
         })
     }
 
     /// Looks which pods have a cgroup; returns whether that changed.
-    fn scan(&mut self) -> Result<bool, cgroup::Error> {
-        let pods = cgroup::pods(&self.kubepods)?;
+    fn scan(&mut self) -> bool {
+        let pods = match cgroup::pods(&self.kubepods) {
+            Ok(pods) => pods,
+            Err(failure) => {
+                error!(error = %failure, "the pods' cgroups cannot be listed");
+                self.health.not_ready(NO_CGROUP, failure.to_string());
+                return false;
+            }
+        };
+        self.health.clear(NO_CGROUP);
         let pods: BTreeMap<String, PodCgroup> = pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
         let changed = pods != self.cgroups;
         self.cgroups = pods;
-        Ok(changed)
+        changed
+    }
+
+    /// Takes note whether everything is watched. What is not is looked at by the check, and watched again then.
+    fn watched(&self, watched: anyhow::Result<()>) {
+        match watched {
+            Ok(()) => self.health.clear(NOT_WATCHED),
+            Err(failure) => {
+                error!(error = format!("{failure:#}"), "changes are seen late");
+                self.health.not_ready(NOT_WATCHED, format!("{failure:#}"));
+            }
+        }
     }
 
     /// Reads the manifests; returns whether policies have to be compiled again.
     fn reload(&mut self) -> bool {
         let reload = self.source.reload(&mut self.index);
-        let mut report = BTreeSet::new();
-        for manifest in &reload.errors {
-            report.insert(format!("{manifest}"));
-        }
-        for problem in self.index.problems() {
+        self.manifest_errors = reload.errors.len() as u64;
+        let manifests =
+            reload.errors.iter().map(|error| (error.path.display().to_string(), error.to_string()));
+        let findings = self.index.problems().flat_map(|problem| {
             let held = match problem.in_force {
                 InForce::Current => "in force",
                 InForce::Earlier => "its last valid version stays in force",
                 InForce::Nothing => "no valid version of it is known",
             };
-            for finding in problem.findings {
-                report.insert(format!("policy {}: {finding} ({held})", problem.policy));
+            let key = format!("policy {}", problem.policy);
+            let line = move |finding| (key.clone(), format!("{key}: {finding} ({held})"));
+            problem.findings.iter().map(line)
+        });
+        let mut report = few(manifests.chain(findings));
+        let broken = self
+            .index
+            .problems()
+            .filter(|problem| problem.in_force == InForce::Nothing)
+            .filter(|problem| {
+                problem.policy.kind == PolicyKind::ConfigMap || self.config.settings.enforce_network_policy
+            })
+            .map(|problem| problem.policy.id.namespace.clone())
+            .collect();
+        match &reload.incomplete_because {
+            None => self.health.clear(INCOMPLETE),
+            Some(reason) => {
+                report.insert(
+                    "not every manifest could be read: what an earlier agent left stays in force, and pods without a policy stay unknown until it can"
+                        .to_owned(),
+                );
+                self.health.not_ready(INCOMPLETE, reason.clone());
             }
         }
-        for line in report.difference(&self.reported) {
-            warn!("{line}");
-        }
-        self.reported = report;
-        reload.change.cluster
+        say(report, &mut self.reported, |line| warn!("{line}"));
+        let changed = reload.change.cluster || reload.complete != self.complete || broken != self.broken;
+        self.complete = reload.complete;
+        self.broken = broken;
+        changed
     }
 
     /// Compiles and brings the kernel up to date. `began` is when the change that made it necessary was seen.
     fn apply(&mut self, began: Instant) {
         let cluster = self.index.cluster();
-        let mut local: BTreeMap<NsName, u64> = BTreeMap::new();
+        let claims = claims(&cluster.pods, &self.cgroups);
+        let compiled: BTreeMap<NsName, Compiled> =
+            compile::compile_all(cluster, &self.config.settings, claims.values().flatten().copied());
+        let (mut remarks, mut wrong) = (BTreeSet::new(), BTreeSet::new());
+        let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
+        let known = self.engine.state().endpoints();
         self.pods.clear();
-        for (id, pod) in cluster.pods.iter().filter(|(_, pod)| !pod.finished) {
-            if let Some(cgroup) = self.cgroups.get(&pod.uid) {
-                local.insert(id.clone(), cgroup.id);
-                self.pods.insert(cgroup.id, LocalPod { id: id.clone(), workload: pod.workload.clone() });
+        for (cgroup, claimants) in &claims {
+            let Some(id) = strictest(claimants, &compiled) else { continue };
+            if claimants.len() > 1 {
+                let names: Vec<String> = claimants.iter().map(ToString::to_string).collect();
+                wrong.insert(format!(
+                    "pods {} have the same UID; its cgroup is taken for {id}'s",
+                    names.join(", ")
+                ));
+            }
+            let workload = cluster.pods[id].workload.clone();
+            self.pods.insert(*cgroup, LocalPod { id: id.clone(), workload });
+            let compiled = &compiled[id];
+            remarks.extend(compiled.unresolved.iter().map(ToString::to_string));
+            // What is missing may be the policy that governs it.
+            if self.complete || compiled.set.is_some() || known.contains_key(cgroup) {
+                wanted.insert(*cgroup, Wanted::new(id.clone(), compiled));
             }
         }
-        let compiled: BTreeMap<NsName, Compiled> =
-            compile::compile_all(cluster, &self.config.settings, local.keys());
-        let mut unmatched = BTreeSet::new();
-        let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
-        for (id, compiled) in &compiled {
-            unmatched.extend(compiled.unresolved.iter().map(ToString::to_string));
-            wanted.insert(local[id], Wanted::new(id.clone(), compiled));
+        let present: BTreeSet<u64> = self.cgroups.values().map(|cgroup| cgroup.id).collect();
+        let doubtful = |cgroup: &u64| {
+            let broken = self.pods.get(cgroup).is_some_and(|pod| self.broken.contains(&pod.id.namespace));
+            // One that nobody governed may be governed at any time.
+            let tightened = known.get(cgroup) == Some(&None)
+                && wanted.get(cgroup).is_some_and(|wanted| wanted.set.is_some());
+            present.contains(cgroup) && (!self.complete || broken) && !tightened
+        };
+        let kept: BTreeSet<u64> = self.adopted.iter().copied().filter(doubtful).collect();
+        if !kept.is_empty() {
+            remarks.insert(format!("{} pods keep what an earlier agent gave them", kept.len()));
         }
-        for line in unmatched.difference(&self.unmatched) {
-            warn!("{line}");
-        }
-        self.unmatched = unmatched;
         self.retry = false;
         let histogram = Arc::clone(&self.apply_seconds);
-        match self.engine.apply(&wanted, || histogram.observe(began.elapsed())) {
+        match self.engine.apply(&wanted, &kept, || histogram.observe(began.elapsed())) {
             Ok(applied) => {
+                self.adopted = kept;
                 self.health.clear(NOT_IN_KERNEL);
                 if applied.refused.is_empty() {
                     self.health.clear(NOT_FITTING);
                 }
                 for refused in &applied.refused {
                     let pods: Vec<String> = refused.pods.iter().map(ToString::to_string).collect();
-                    error!(pods = pods.join(","), full = %refused.full, "a policy does not fit into the maps; its pods keep what they had");
+                    wrong.insert(format!(
+                        "the policy of {} does not fit ({}); what they had stays in force",
+                        pods.join(", "),
+                        refused.full
+                    ));
                     self.health.not_ready(NOT_FITTING, refused.full.to_string());
                     self.retry = true;
                 }
@@ -345,6 +529,8 @@ impl Node {
             }
             Err(failure) => self.failed(&failure),
         }
+        say(remarks, &mut self.remarked, |line| warn!("{line}"));
+        say(wrong, &mut self.wrong, |line| error!("{line}"));
         self.by_slot = self
             .engine
             .state()
@@ -382,16 +568,16 @@ impl Node {
             }
             Err(failure) => self.failed(&failure.into()),
         }
-        let began = Instant::now();
-        let scanned = match self.scan() {
-            Ok(changed) => changed,
-            Err(failure) => {
-                error!(error = %failure, "the pods' cgroups cannot be listed");
-                self.health.not_ready(NO_CGROUP, failure.to_string());
-                return;
+        match self.engine.datapath().unpinned() {
+            gone if gone.is_empty() => self.health.clear(NOT_PINNED),
+            gone => {
+                let reason = format!("the pins of {} are gone; restart the agent", gone.join(", "));
+                error!("{reason}");
+                self.health.not_ready(NOT_PINNED, reason);
             }
-        };
-        self.health.clear(NO_CGROUP);
+        }
+        let began = Instant::now();
+        let scanned = self.scan();
         let reloaded = self.reload();
         if scanned || reloaded || self.retry {
             self.apply(began);
@@ -402,12 +588,14 @@ impl Node {
     fn tell(&mut self, denial: &Denial) {
         let rule = self.engine.state().allocator().rule(denial.rule);
         let event = EventLine::new(denial, self.by_slot.get(&denial.slot), rule);
-        if self.config.print_events {
-            let written = serde_json::to_string(&event).map_err(io::Error::from).and_then(|line| {
-                io::Write::write_all(&mut io::stdout().lock(), format!("{line}\n").as_bytes())
-            });
-            if written.is_err() {
-                self.events_dropped += 1;
+        if let Some(events) = &self.events {
+            match serde_json::to_string(&event) {
+                // What does not fit is counted there.
+                Ok(line) => events.send(format!("{line}\n").into_bytes()),
+                Err(failure) => {
+                    error!(error = %failure, "an event cannot be written");
+                    self.events_dropped += 1;
+                }
             }
         }
         debug!(?event, "not allowed");
@@ -465,7 +653,7 @@ impl Node {
             .map(|problem| PolicyErrors {
                 namespace: problem.policy.id.namespace.clone(),
                 policy: problem.policy.id.name.clone(),
-                errors: problem.findings.len().max(1) as u64,
+                errors: problem.findings.iter().filter(|finding| finding.is_error()).count().max(1) as u64,
             })
             .collect();
         let usage = state.allocator().usage();
@@ -481,7 +669,8 @@ impl Node {
         let node = maps.node_counters()?;
         let lost = node[node_counter::EVENTS_LOST as usize]
             + node[node_counter::EVENTS_SUPPRESSED as usize]
-            + self.events_dropped;
+            + self.events_dropped
+            + self.events.as_ref().map_or(0, Lines::lost);
         let unprotected = unknown[egress_common::verdict::class(
             egress_common::verdict::Verdict::Allow,
             egress_common::verdict::Reason::Unprotected,
@@ -492,6 +681,7 @@ impl Node {
         families.push(metrics::unprotected_packets(unprotected));
         families.push(metrics::policy_apply(&self.apply_seconds));
         families.push(metrics::policy_errors(&errors));
+        families.push(metrics::manifest_errors(self.manifest_errors));
         families.extend(metrics::map_families(&uses));
         families.push(metrics::exception_expiry(&expiries));
         families.push(metrics::events_lost(lost));
@@ -572,4 +762,50 @@ fn mount_bpffs(pins: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("mounting a bpffs at {}", target.display()))?;
     info!(path = %target.display(), "mounted a bpffs");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: &str, static_hash: &str, finished: bool) -> Pod {
+        Pod { uid: uid.into(), static_hash: static_hash.into(), finished, ..Pod::default() }
+    }
+
+    fn claimed(pods: &[(&str, Pod)], cgroups: &[&str]) -> Vec<(u64, Vec<String>)> {
+        let pods = pods.iter().map(|(name, pod)| (NsName::new("ns", *name), pod.clone())).collect();
+        let cgroups = (1..)
+            .zip(cgroups)
+            .map(|(id, uid)| {
+                let cgroup = PodCgroup { uid: (*uid).into(), path: PathBuf::new(), id, level: 2 };
+                ((*uid).into(), cgroup)
+            })
+            .collect();
+        let claims = claims(&pods, &cgroups);
+        claims.into_iter().map(|(id, pods)| (id, pods.iter().map(|pod| pod.name.clone()).collect())).collect()
+    }
+
+    #[test]
+    fn a_cgroup_belongs_to_the_pods_with_its_uid() {
+        let pods = [("b", pod("u", "", false)), ("a", pod("u", "", false)), ("c", pod("u", "", true))];
+        assert_eq!(claimed(&pods, &["u", "v"]), [(1, vec!["a".into(), "b".into()])]);
+    }
+
+    #[test]
+    fn a_static_pod_is_found_by_its_hash_unless_that_is_the_uid_of_another() {
+        let mirror = ("a", pod("u", "hash", false));
+        assert_eq!(claimed(std::slice::from_ref(&mirror), &["hash"]), [(1, vec!["a".into()])]);
+        let thief = ("b", pod("victim", "", false));
+        let claims = claimed(&[("a", pod("u", "victim", false)), thief], &["victim"]);
+        assert_eq!(claims, [(1, vec!["b".into()])]);
+        assert_eq!(claimed(&[("a", pod("u", "", false))], &[""]), []);
+    }
+
+    #[test]
+    fn the_log_names_a_few_findings_and_counts_the_rest() {
+        let lines = (0..1000).map(|i| ("policy p".to_owned(), format!("policy p: {i}")));
+        let few = few(lines.chain([("policy q".to_owned(), "policy q: x".to_owned())]));
+        assert_eq!(few.len(), MOST_FINDINGS + 2);
+        assert!(few.contains("policy p: 995 more"), "{few:?}");
+    }
 }

@@ -349,3 +349,91 @@ fn a_policy_is_edited_under_an_open_connection() {
     assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::Ok);
     assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::NotPermitted);
 }
+
+/// Whatever has become of the manifests, a new agent opens nothing that the old one had closed, and says what is wrong.
+#[test]
+fn a_restart_without_readable_manifests_opens_nothing() {
+    type Break = fn(&Path);
+    let breaks: [(&str, bool, Break); 4] = [
+        ("missing", false, |manifests| fs::remove_dir_all(manifests).expect("it is there")),
+        ("empty", false, |manifests| {
+            for name in ["namespace.yaml", "pod.yaml", "policy.yaml"] {
+                fs::remove_file(manifests.join(name)).expect("it was written");
+            }
+        }),
+        ("half a file", false, |manifests| {
+            fs::write(manifests.join("policy.yaml"), "apiVersion: v1\nkind: [").expect("it can be written");
+        }),
+        ("broken policy", true, |manifests| {
+            let path = manifests.join("policy.yaml");
+            let text = fs::read_to_string(&path).expect("it was written");
+            fs::write(path, text.replace("deny", "perhaps")).expect("it can be written");
+        }),
+    ];
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    for (what, ready, spoil) in breaks {
+        let good = [destination("good", "192.0.2.0/24")];
+        node.policy(&good);
+        let agent = node.run(&[]);
+        node.wait(GOOD, Outcome::Ok);
+        node.wait(BAD, Outcome::NotPermitted);
+        let watch = node.watch(&["192.0.2.10:9", "198.51.100.7:9"]);
+        node.kill(agent);
+        spoil(&node.manifests);
+        let mut agent = node.spawn(&[]);
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match agent.get("/readyz") {
+                Ok((200, _)) if ready => break,
+                Ok((503, reason)) if !ready && reason.contains("manifests: ") => break,
+                other => assert!(Instant::now() < deadline, "{what}: {other:?}"),
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        // Longer than the check waits.
+        thread::sleep(Duration::from_secs(6));
+        let seen = node.pod.close(watch);
+        assert_eq!(of(&seen, 0), [Outcome::Ok], "{what}: {seen:?}");
+        assert_eq!(of(&seen, 1), [Outcome::NotPermitted], "{what}: {seen:?}");
+        // Once they are right again, they hold as they are.
+        if !node.manifests.exists() {
+            fs::create_dir(&node.manifests).expect("the lab's folder can be written");
+        }
+        node.write("pod.yaml", &pod_manifest(UID));
+        node.write("namespace.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+        node.policy(&[destination("bad", "198.51.100.0/24")]);
+        node.wait(BAD, Outcome::Ok);
+        node.wait(GOOD, Outcome::NotPermitted);
+        agent.wait_ready(LIMIT).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        node.kill(agent);
+    }
+}
+
+/// A pod that nobody has judged yet is unknown, not open, as long as a manifest is missing that may govern it.
+#[test]
+fn a_first_start_with_a_broken_manifest_opens_nothing_in_strict_mode() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.write("policy.yaml", "apiVersion: v1\nkind: [");
+    let mut agent = node.spawn(&["--pod-start", "strict"]);
+    node.wait(GOOD, Outcome::NotPermitted);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::NotPermitted);
+    fs::remove_file(node.manifests.join("policy.yaml")).expect("it was written");
+    node.wait(GOOD, Outcome::Ok);
+    agent.wait_ready(LIMIT).unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// Two pods with one UID: the one that nobody governs does not open the other's cgroup, whatever their names.
+#[test]
+fn a_second_pod_with_the_same_uid_opens_nothing() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let _agent = node.run(&[]);
+    node.wait(BAD, Outcome::NotPermitted);
+    for namespace in ["a", "z"] {
+        node.write("other.yaml", &pod_manifest(UID).replace("shop", namespace));
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted, "{namespace}");
+        assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok, "{namespace}");
+    }
+}

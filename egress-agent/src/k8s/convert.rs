@@ -125,8 +125,10 @@ pub fn pod(object: Pod) -> Result<Object, Error> {
         }
     }
 
+    let mut annotations = object.metadata.annotations.unwrap_or_default();
     let pod = cluster::Pod {
         uid: object.metadata.uid.unwrap_or_default(),
+        static_hash: annotations.remove("kubernetes.io/config.hash").unwrap_or_default(),
         labels: object.metadata.labels.unwrap_or_default(),
         node: spec.node_name.unwrap_or_default(),
         ips,

@@ -60,6 +60,8 @@ pub struct Cluster {
 pub struct Pod {
     /// `metadata.uid`.
     pub uid: String,
+    /// Of a static pod, the hash of its manifest: kubelet names its cgroup after that and not after the UID. Otherwise empty.
+    pub static_hash: String,
     /// Its labels.
     pub labels: Labels,
     /// The node it is bound to; empty when none.

@@ -392,6 +392,7 @@ impl DraftPod {
         };
         let pod = Pod {
             uid: format!("uid-{index}"),
+            static_hash: String::new(),
             labels: self.labels,
             node,
             ips,

@@ -118,6 +118,7 @@ families! {
     POLICY_APPLY = "egress_policy_apply_seconds" Histogram Some("seconds"),
         "Time from the event that changed a policy or a pod until the kernel enforced it.";
     POLICY_ERRORS = "egress_policy_errors" Gauge None, "Errors of a policy that is not in force as it is written.";
+    MANIFEST_ERRORS = "egress_manifest_errors" Gauge None, "Errors of the manifests, such as files that cannot be read.";
     MAP_ENTRIES = "egress_map_entries" Gauge Some("entries"), "Entries in a kernel map.";
     MAP_CAPACITY = "egress_map_capacity_entries" Gauge Some("entries"), "Entries that fit into a kernel map.";
     EXCEPTION_EXPIRY = "egress_exception_expiry_timestamp_seconds" Gauge Some("seconds"),
@@ -297,6 +298,12 @@ pub fn policy_errors(policies: &[PolicyErrors]) -> Family {
         value: Value::Whole(policy.errors),
     };
     POLICY_ERRORS.family(policies.iter().map(sample).collect())
+}
+
+/// Returns the family of errors of the manifests.
+#[must_use]
+pub fn manifest_errors(errors: u64) -> Family {
+    MANIFEST_ERRORS.single(Value::Whole(errors))
 }
 
 /// Returns the family of the ages of cloud providers' address ranges.
@@ -679,6 +686,7 @@ pub(super) mod tests {
             exception_expiry(&[(destination("stripe"), 1_806_451_200)]),
             policy_errors(&[PolicyErrors { namespace: "shop".into(), policy: "bad".into(), errors: 2 }]),
             cloud_ranges_age(&[("aws", Duration::from_millis(1500))]),
+            manifest_errors(3),
             unprotected_packets(4),
             events_lost(5),
             clock_check(1_800_000_000),
