@@ -25,11 +25,20 @@ use self::{
 use super::{
     cluster::NsName,
     finding::{Finding, Severity},
-    model::{DefaultAction, Effect, LabelSelector, Mode, Policy, PolicyId, PolicyKind},
+    model::{DefaultAction, Effect, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, Rule},
 };
 
 /// Longest document, in bytes: what Kubernetes allows a whole ConfigMap.
 pub const MAX_BYTES: usize = 1 << 20;
+
+/// Most destinations of a document, allowed and denied ones together.
+pub const MAX_DESTINATIONS: usize = 16_384;
+/// Most items in the `ports` of a destination.
+pub const MAX_PORTS: usize = 256;
+/// Most prefixes in a list of a destination.
+pub const MAX_CIDRS: usize = 8_192;
+/// Most prefixes of a document, exceptions included.
+pub const MAX_CIDRS_TOGETHER: usize = 65_536;
 
 /// What [`parse`] found in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,11 +147,27 @@ fn read(cx: &mut Context<'_>, id: &NsName, root: &Slot<'_>) -> Option<Policy> {
 
     let mut reader = destination::Reader { namespace: &id.namespace, above: &above, names: HashMap::new() };
     let mut entries: Vec<Entry> = Vec::new();
+    let mut destinations = 0;
     for (list, effect) in [("allowedDestinations", Effect::Allow), ("deniedDestinations", Effect::Deny)] {
         let Some(slot) = fields.get(list) else { continue };
-        for item in cx.list(&slot).into_iter().flatten() {
+        let items = cx.list(&slot).into_iter().flatten().collect::<Vec<_>>();
+        destinations += items.len();
+        if destinations > MAX_DESTINATIONS {
+            let message = format!("Too many destinations: {destinations}, at most {MAX_DESTINATIONS}");
+            cx.error(&slot, message).hint = Some(
+                "put prefixes that share their ports into one cidrs list, or split the document into several ConfigMaps"
+                    .into(),
+            );
+            continue;
+        }
+        for item in items {
             entries.extend(reader.read(cx, &item, effect));
         }
+    }
+    let cidrs = entries.iter().map(|entry| cidrs_of(&entry.rule)).sum::<usize>();
+    if cidrs > MAX_CIDRS_TOGETHER {
+        cx.error(root, format!("Too many CIDRs: {cidrs} in the document, at most {MAX_CIDRS_TOGETHER}"))
+            .hint = Some("join neighbouring prefixes, or split the document into several ConfigMaps".into());
     }
     if !cx.failed() {
         warnings::add(cx, root, &fields, default_action, cluster_dns, &entries);
@@ -156,6 +181,14 @@ fn read(cx: &mut Context<'_>, id: &NsName, root: &Slot<'_>) -> Option<Policy> {
         own_node: false,
         rules: entries.into_iter().map(|entry| entry.rule).collect(),
     })
+}
+
+fn cidrs_of(rule: &Rule) -> usize {
+    let of_peer = |peer: &Peer| match peer {
+        Peer::Cidrs { cidrs, except } => cidrs.len() + except.len(),
+        _ => 0,
+    };
+    rule.peers.iter().map(of_peer).sum()
 }
 
 fn pod_selector(cx: &mut Context<'_>, fields: &Fields<'_>) -> Option<LabelSelector> {

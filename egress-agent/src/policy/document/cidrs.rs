@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::context::{Context, Slot, shown};
+use super::{
+    MAX_CIDRS,
+    context::{Context, Slot, shown},
+};
 use crate::policy::model::is_v4_mapped;
 
 /// A prefix and its place.
@@ -30,6 +33,11 @@ pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Place> {
 /// Reads a list of prefixes that must not be empty. `None` if one of them is wrong.
 pub(super) fn read_list(cx: &mut Context<'_>, slot: &Slot<'_>, hint: &str) -> Option<Vec<Place>> {
     let items = cx.filled_list(slot, hint)?;
+    if items.len() > MAX_CIDRS {
+        cx.error(slot, format!("Too many CIDRs: {}, at most {MAX_CIDRS} in a list", items.len())).hint =
+            Some("join neighbouring prefixes, or make several destinations of it".into());
+        return None;
+    }
     let places: Vec<Place> = items.iter().filter_map(|item| read(cx, item)).collect();
     for (inner, outer) in contained(&places) {
         let (inner, outer) = (&places[inner], &places[outer]);

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
+    MAX_PORTS,
     context::{Context, Slot, nearest, shown},
     json::Value,
 };
@@ -16,6 +17,11 @@ type Fault = (String, Option<String>);
 /// Reads `ports`. `named` tells whether the destination has ports with names.
 pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>, named: bool) -> Option<Ports> {
     let items = cx.filled_list(slot, "leave ports out to name every protocol and port")?;
+    if items.len() > MAX_PORTS {
+        cx.error(slot, format!("Too many ports: {}, at most {MAX_PORTS} items", items.len())).hint =
+            Some("write ranges such as 8000-8010/TCP".into());
+        return None;
+    }
     let mut seen = HashSet::new();
     let mut list = Vec::with_capacity(items.len());
     for item in items {

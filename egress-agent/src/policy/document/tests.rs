@@ -54,6 +54,39 @@ fn range(protocol: Protocol, first: u16, last: u16) -> PortSpec {
 }
 
 #[test]
+fn what_nobody_needs_so_many_of_is_limited() {
+    let many =
+        |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
+    let starts = |text: &str, begin: &str| {
+        let said = said(text);
+        assert!(said.len() == 1 && said[0].contains(begin), "{begin}: {said:?}");
+    };
+    let destination = |n: usize| format!(r#"{{"name":"{n}","entity":"node"}}"#);
+    let both = |allowed, denied| {
+        let (allowed, denied) = (many(allowed, &destination), many(denied, &|n| destination(n + 100_000)));
+        format!(r#"{{"allowedDestinations":[{allowed}],"deniedDestinations":[{denied}]}}"#)
+    };
+    starts(&both(16_383, 2), "Too many destinations: 16385, at most 16384");
+    assert!(parse(&id(), &both(16_383, 1)).policy.is_some());
+    let ports =
+        |count| one(&format!(r#""cidr":"10.0.0.0/8","ports":[{}]"#, many(count, &|n| (n + 1).to_string())));
+    starts(&ports(257), "Too many ports: 257, at most 256 items");
+    assert!(parse(&id(), &ports(256)).policy.is_some());
+    let address =
+        |n: usize| format!(r#""{}/32""#, std::net::Ipv4Addr::from(u32::try_from(n).expect("small")));
+    let cidrs = |count| one(&format!(r#""cidrs":[{}]"#, many(count, &address)));
+    starts(&cidrs(8_193), "Too many CIDRs: 8193, at most 8192 in a list");
+    assert!(parse(&id(), &cidrs(8_192)).policy.is_some());
+    let lists = many(9, &|k| {
+        let list = many(7_500, &|n| format!("\"{:x}:{n:x}::/32\"", k + 1));
+        format!(r#"{{"name":"{k}","cidrs":[{list}]}}"#)
+    });
+    let text = format!(r#"{{"allowedDestinations":[{lists}]}}"#);
+    assert!(text.len() <= MAX_BYTES, "{}", text.len());
+    starts(&text, "Too many CIDRs: 67500 in the document, at most 65536");
+}
+
+#[test]
 fn the_first_example_works() {
     let policy = good(FIRST);
     assert_eq!(policy.id, PolicyId { kind: PolicyKind::ConfigMap, id: id() });
@@ -755,15 +788,15 @@ fn size_and_number_of_findings_are_bounded() {
     for item in
         ["1,", "{},", "{\"name\":\"x\"},", "{\"cidr\":\"10.0.0.0/8\",\"cidr\":\"::/0\"},", "[[[[]]]],"]
     {
-        let items = item.repeat((MAX_BYTES - 100) / item.len());
+        let items = item.repeat(MAX_DESTINATIONS.min((MAX_BYTES - 100) / item.len()));
         let text = format!("{{\"allowedDestinations\":[{}]}}", items.trim_end_matches(','));
         let findings = parse(&id(), &text).findings;
         assert_eq!(findings.len(), 1001, "{item}");
         assert!(findings[1000].message.ends_with("more findings are not listed"), "{}", findings[1000]);
     }
-    let cidrs: Vec<String> = (0..50_000).map(|n| format!("\"10.{}.{}.0/24\"", n / 256, n % 256)).collect();
+    let cidrs: Vec<String> = (0..MAX_CIDRS).map(|n| format!("\"10.{}.{}.0/24\"", n / 256, n % 256)).collect();
     let policy = good(&one(&format!("\"cidrs\": [{}]", cidrs.join(","))));
-    assert!(matches!(&policy.rules[0].peers[0], Peer::Cidrs { cidrs, .. } if cidrs.len() == 50_000));
+    assert!(matches!(&policy.rules[0].peers[0], Peer::Cidrs { cidrs, .. } if cidrs.len() == MAX_CIDRS));
 }
 
 #[test]
