@@ -397,6 +397,7 @@ mod tests {
             pod,
             cluster::Pod {
                 uid: "u".into(),
+                static_hash: String::new(),
                 labels: Labels::from([("app".into(), "x".into())]),
                 node: "n1".into(),
                 ips: ips(&["10.0.0.1", "fd00::1"]),
