@@ -384,6 +384,8 @@ pub fn plan(current: &State, wanted: &BTreeMap<u64, Wanted>, kept: &BTreeSet<u64
         });
         pending[group].cgroups.push(cgroup);
     }
+    // The smallest sets first, so that a large one keeps no other out.
+    pending.sort_by_key(|group| group.set.entries());
     let pods = |cgroups: &[u64]| cgroups.iter().map(|cgroup| wanted[cgroup].pod.clone()).collect();
 
     let unfit = loop {

@@ -48,6 +48,14 @@ fn equal_sets_are_written_once_and_nothing_changes_without_need() {
 }
 
 #[test]
+fn a_large_set_keeps_no_small_one_out() {
+    let (large, small_one) = (governed(&sample(0, 8)), governed(&sample(10, 3)));
+    let plan = plan(&State::new(small()), &wishes(&[(10, Some(&large)), (11, Some(&small_one))]));
+    assert_eq!(plan.refused.len(), 1);
+    assert_eq!(plan.refused[0].full.needed, 8, "the large one is refused: {:?}", plan.refused);
+}
+
+#[test]
 fn a_new_version_is_written_before_the_flip_and_the_old_one_goes_last() {
     let (old, new) = (governed(&sample(0, 3)), governed(&sample(0, 4)));
     let first = plan(&State::new(small()), &wishes(&[(10, Some(&old))]));
@@ -123,7 +131,8 @@ fn a_set_found_in_the_maps_is_recognised_and_kept() {
     let adopted = State::adopt(small(), found.clone()).expect("consistent");
     let next = plan(&adopted, &wishes(&[(10, Some(&kept)), (12, None)]));
     assert_eq!(kinds(&next), ["remove", "retire"]);
-    assert_eq!(next.next.allocator.rule(1), Some(&kept.rules[0]));
+    let slot = former.next.allocator.slot_of(&kept.rules[0]).expect("the former agent gave it one");
+    assert_eq!(next.next.allocator.rule(slot), Some(&kept.rules[0]));
     let unnamed = Found { identities: Vec::new(), ..found };
     let next = plan(&State::adopt(small(), unnamed).expect("consistent"), &wishes(&[(10, Some(&kept))]));
     assert_eq!(kinds(&next), ["remove", "remove", "set", "endpoint", "retire", "retire"]);
