@@ -14,7 +14,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, Map, MapData, MapError},
-    programs::{Program, ProgramError},
+    programs::{Program, ProgramError, ProgramInfo},
 };
 use egress_common::{
     LAYOUT_VERSION,
@@ -416,6 +416,23 @@ impl Datapath {
         };
         let info = data.info().map_err(|source| LoadError::Map { map, source })?;
         Ok(info.max_entries())
+    }
+
+    /// What the kernel tells about a loaded program.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Missing`] and [`LoadError::Program`].
+    pub fn program_info(&self, program: &str) -> Result<ProgramInfo, LoadError> {
+        let missing = || LoadError::Missing(format!("program {program}"));
+        let info = match self.bpf.program(program).ok_or_else(missing)? {
+            Program::CgroupSkb(p) => p.info(),
+            Program::CgroupSockAddr(p) => p.info(),
+            Program::SockOps(p) => p.info(),
+            Program::SchedClassifier(p) => p.info(),
+            _ => return Err(missing()),
+        };
+        info.map_err(|source| LoadError::Program { program: program.to_owned(), source: Box::new(source) })
     }
 
     /// Takes a map out, to use it as a typed one.
