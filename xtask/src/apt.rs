@@ -1,4 +1,5 @@
-//! The source of the core library from Debian, for machines that reach a Debian mirror but not rustup's server.
+//! Packages from Debian without installing them: the source of the core library, for machines that reach a Debian mirror but
+//! not rustup's server, and kernels for tests.
 //!
 //! Nothing of the machine's own apt state changes: lists, cache and the sources file are in a directory of ours.
 
@@ -14,39 +15,70 @@ use crate::process;
 /// The suite that carries current rustc versions.
 pub(crate) const SUITE: &str = "trixie-backports";
 
-/// Unpacks the library of exactly this rustc version into `sources`/rust/library.
-pub(crate) fn install_rust_src(work: &Path, sources: &Path, version: &str) -> Result<()> {
-    let mirror = debian_mirror()?;
-    // What an interrupted run left behind could be taken for the package.
-    if work.exists() {
-        fs::remove_dir_all(work).with_context(|| format!("cannot remove {}", work.display()))?;
+/// An apt state of our own, in a directory of ours.
+pub(crate) struct State<'a> {
+    work: &'a Path,
+}
+
+impl<'a> State<'a> {
+    /// Sets one up in `work` for `main` of these suites, from the machine's own mirror. Lists that are there stay.
+    pub(crate) fn new(work: &'a Path, suites: &[&str]) -> Result<Self> {
+        let mirror = debian_mirror()?;
+        for folder in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(work.join(folder))
+                .with_context(|| format!("cannot create {folder} in {}", work.display()))?;
+        }
+        let stanzas: Vec<String> = suites.iter().map(|suite| mirror.for_suite(suite)).collect();
+        let state = Self { work };
+        let list = state.list();
+        fs::write(&list, stanzas.join("\n")).with_context(|| format!("cannot write {}", list.display()))?;
+        Ok(state)
     }
-    for folder in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(work.join(folder))
-            .with_context(|| format!("cannot create {folder} in {}", work.display()))?;
+
+    fn list(&self) -> PathBuf {
+        self.work.join("suites.sources")
     }
-    let list = work.join("backports.sources");
-    fs::write(&list, mirror.for_suite(SUITE)).with_context(|| format!("cannot write {}", list.display()))?;
-    let apt = |program: &str| {
+
+    /// Returns a command of apt that knows nothing but this state, and leaves its files in the directory.
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(work);
+        command.current_dir(self.work);
         for option in [
-            format!("Dir::Etc::sourcelist={}", list.display()),
+            format!("Dir::Etc::sourcelist={}", self.list().display()),
             "Dir::Etc::sourceparts=-".to_owned(),
-            format!("Dir::State::lists={}", work.join("lists").display()),
-            format!("Dir::Cache={}", work.join("cache").display()),
+            format!("Dir::State::lists={}", self.work.join("lists").display()),
+            format!("Dir::Cache={}", self.work.join("cache").display()),
             // Otherwise root's apt downloads as a user who may not enter this directory.
             "APT::Sandbox::User=root".to_owned(),
         ] {
             command.arg("-o").arg(option);
         }
         command
-    };
-    process::run(apt("apt-get").args(["--quiet", "update", "--error-on=any"]))?;
-    let offered = process::output(apt("apt-cache").args(["madison", "rust-src"]))?;
+    }
+
+    /// Fetches the lists of packages.
+    pub(crate) fn update(&self) -> Result<()> {
+        process::run(self.command("apt-get").args(["--quiet", "update", "--error-on=any"]))
+    }
+
+    /// Downloads a package into the directory.
+    pub(crate) fn download(&self, package: &str) -> Result<()> {
+        process::run(self.command("apt-get").args(["--quiet", "download", package]))
+    }
+}
+
+/// Unpacks the library of exactly this rustc version into `sources`/rust/library.
+pub(crate) fn install_rust_src(work: &Path, sources: &Path, version: &str) -> Result<()> {
+    // What an interrupted run left behind could be taken for the package.
+    if work.exists() {
+        fs::remove_dir_all(work).with_context(|| format!("cannot remove {}", work.display()))?;
+    }
+    let state = State::new(work, &[SUITE])?;
+    state.update()?;
+    let offered = process::output(state.command("apt-cache").args(["madison", "rust-src"]))?;
     let package = pick_version(&offered, version)
         .with_context(|| format!("{SUITE} has no rust-src of version {version}, but:\n{offered}"))?;
-    process::run(apt("apt-get").args(["--quiet", "download"]).arg(format!("rust-src={package}")))?;
+    state.download(&format!("rust-src={package}"))?;
     let unpacked = sources.join(format!(".rust-src-{version}"));
     unpack(&downloaded(work)?, &unpacked, version, &sources.join("rust"))
 }
