@@ -5,6 +5,7 @@ mod apt_sources;
 mod bench;
 mod build;
 mod demo;
+mod kernels;
 mod lint;
 mod process;
 mod summary;
@@ -32,6 +33,8 @@ enum Verb {
     Build(build::Arguments),
     /// Show the agent at work on this machine: pods, policies and verdicts, all removed at the end
     Demo(demo::Arguments),
+    /// Run the kernel tests on other kernels, in virtual machines
+    Kernels(kernels::Arguments),
     /// Check formatting and lints of every crate, the kernel programs included
     Lint,
     /// Run what CI runs: formatting, lints, tests, and the tests that need root
@@ -58,6 +61,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Bench(arguments) => bench::run(&workspace, &arguments)?,
         Verb::Build(arguments) => build::run(&workspace, &arguments)?,
         Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
+        Verb::Kernels(arguments) => return kernels::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
         Verb::Test(arguments) => return test::run(&workspace, &arguments),
     }
