@@ -1,8 +1,8 @@
 //! What a packet costs.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use egress_agent::kernel::loader::Capacities;
 use egress_common::{
     policy::{TCP, UDP},
@@ -13,7 +13,7 @@ use crate::{
     measure::{self, Cost, Effort, FLOOR, PROGRAM, Pinned, Subject, hot, short},
     report::{COST, Report, Table, number},
     room::{PodRoom, Qos, Room},
-    scene::{self, METADATA, POD_V4, Scene, Shape, cluster, destinations, hits, misses, packet, policy},
+    scene::{self, METADATA, Scene, Shape, cluster, destinations, hits, misses, packet, policy},
 };
 
 const ALLOWED: (Verdict, Reason) = (Verdict::Allow, Reason::AllowedDestination);
@@ -70,25 +70,6 @@ fn established(room: &Room, pod: &PodRoom, effort: &Effort, report: &mut Report)
     let cost = checked(&scene, &hits(&v4, effort.rounds, TCP), effort, Some(ALLOWED))?;
     let main = cost.net.median;
     rows.push(report.cost_row("established flow, IPv4", &cost, Some(12.0)));
-
-    let (peer, port) = (IpAddr::V4(Ipv4Addr::new(198, 51, 100, 9)), 4242);
-    if let Some(interface) = interface()? {
-        // The peer's datagram comes in by an interface that is not loopback.
-        let question = scene::packet_between(UDP, peer, port, POD_V4.into(), 40_000);
-        let mut context = [0_u8; 192];
-        // `ifindex` stands at byte 40 of `struct __sk_buff`.
-        context[40..44].copy_from_slice(&interface.to_ne_bytes());
-        scene.engine.datapath().run("ingress", &question, Some(&context), 1)?;
-        let answer = vec![packet(UDP, peer, port)];
-        let cost = checked(&scene, &answer, effort, Some((Verdict::Allow, Reason::Reply)))?;
-        rows.push(report.cost_row(
-            "answer to a datagram that came to the pod, nothing else allows it",
-            &cost,
-            None,
-        ));
-    } else {
-        report.skip("answer to a datagram", "this machine has no interface besides loopback");
-    }
 
     scene.put(&cluster(1, vec![policy(APP, &v6, None)]))?;
     let cost = checked(&scene, &hits(&v6, effort.rounds, TCP), effort, Some(ALLOWED))?;
@@ -152,22 +133,6 @@ fn guaranteed(
         }
     }
     room.enter(burstable)
-}
-
-/// The index of an interface that is not loopback.
-fn interface() -> Result<Option<u32>> {
-    let mut found = None;
-    for entry in std::fs::read_dir("/sys/class/net").context("cannot list interfaces")? {
-        let path = entry?.path();
-        if !path.join("ifindex").exists() {
-            continue;
-        }
-        let index =
-            std::fs::read_to_string(path.join("ifindex")).context("cannot read an interface's index")?;
-        let index: u32 = index.trim().parse().context("an interface's index is a number")?;
-        found = found.or((index > 1).then_some(index));
-    }
-    Ok(found)
 }
 
 fn denied(room: &Room, pod: &PodRoom, effort: &Effort, report: &mut Report) -> Result<()> {

@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use egress_common::verdict::{Reason, Verdict};
