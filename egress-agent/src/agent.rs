@@ -105,6 +105,10 @@ struct Node {
     config: Config,
     kubepods: Kubepods,
     engine: Engine,
+    /// What was compiled for the pods before.
+    cache: compile::Cache,
+    /// Counts the reloads that changed the cluster; the index does not tell which part of it.
+    generations: compile::Generations,
     index: Index,
     source: DirectorySource,
     /// Pod cgroups by pod UID.
@@ -371,6 +375,8 @@ impl Node {
             config,
             kubepods,
             engine,
+            cache: compile::Cache::default(),
+            generations: compile::Generations::default(),
             index: Index::new(|id, text| {
                 let parsed = document::parse(id, text);
                 (parsed.policy, parsed.findings)
@@ -460,6 +466,10 @@ impl Node {
             }
         }
         say(report, &mut self.reported, |line| warn!("{line}"));
+        if reload.change.cluster {
+            self.generations.services += 1;
+            self.generations.others += 1;
+        }
         let changed = reload.change.cluster || reload.complete != self.complete || broken != self.broken;
         self.complete = reload.complete;
         self.broken = broken;
@@ -470,8 +480,13 @@ impl Node {
     fn apply(&mut self, began: Instant) {
         let cluster = self.index.cluster();
         let claims = claims(&cluster.pods, &self.cgroups);
-        let compiled: BTreeMap<NsName, Compiled> =
-            compile::compile_all(cluster, &self.config.settings, claims.values().flatten().copied());
+        let compiled: BTreeMap<NsName, Compiled> = compile::compile_all_cached(
+            &mut self.cache,
+            cluster,
+            &self.config.settings,
+            self.generations,
+            claims.values().flatten().copied(),
+        );
         let (mut remarks, mut wrong) = (BTreeSet::new(), BTreeSet::new());
         let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
         let known = self.engine.state().endpoints();
