@@ -470,7 +470,8 @@ fn compiled_for<'c>(
 fn plan(pod: &NsName, compiled: &Compiled) -> Result<Planned, ExplainError> {
     const ONLY: u64 = 1;
     let state = State::new(Capacities::default());
-    let plan = diff::plan(&state, &BTreeMap::from([(ONLY, Wanted::new(pod.clone(), compiled))]), &BTreeSet::new());
+    let plan =
+        diff::plan(&state, &BTreeMap::from([(ONLY, Wanted::new(pod.clone(), compiled))]), &BTreeSet::new());
     if let Some(refused) = plan.refused.first() {
         return Err(refused.full.into());
     }

@@ -45,9 +45,10 @@ pub struct PolicySet {
     pub default_deny: Option<u32>,
     /// The same for the audited policies.
     pub audit_default_deny: Option<u32>,
-    /// Single addresses (16 octets, IPv4 mapped) and the index of their list, sorted.
+    /// Single addresses (16 octets, IPv4 mapped) and the index of their list, sorted. Empty where fewer than half of the entries
+    /// are single addresses; they then stand among the prefixes.
     pub exact: Vec<([u8; 16], u32)>,
-    /// Prefixes (16 octets, length 0 to 127 in the 128-bit space) and the index of their list, sorted.
+    /// Prefixes (16 octets, length 0 to 128 in the 128-bit space) and the index of their list, sorted.
     pub prefixes: Vec<([u8; 16], u8, u32)>,
     /// Rule entries: each list sorted by range and without overlap, the lists sorted and distinct.
     pub lists: Vec<Vec<RuleEntry>>,
@@ -524,10 +525,14 @@ fn canonical(
     }
 
     prefixes.sort_unstable_by_key(|(address, length, _)| (*address, *length));
+    // An address that is in neither map costs a failed hash lookup before the walk down the trie. That pays where most entries are
+    // single addresses; where few are (those of the cluster's DNS, say), the trie holds them too and one lookup does.
+    let hosts = prefixes.iter().filter(|(_, length, _)| *length == 128).count();
+    let hashed = hosts * 2 >= prefixes.len();
     let (mut exact, mut wide) = (Vec::new(), Vec::new());
     for (address, length, list) in prefixes {
         let (octets, list) = (address.to_be_bytes(), places[list as usize]);
-        if length == 128 {
+        if length == 128 && hashed {
             exact.push((octets, list));
         } else {
             wide.push((octets, length, list));

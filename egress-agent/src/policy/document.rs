@@ -36,7 +36,7 @@ pub const MAX_DESTINATIONS: usize = 16_384;
 /// Most items in the `ports` of a destination.
 pub const MAX_PORTS: usize = 256;
 /// Most prefixes in a list of a destination.
-pub const MAX_CIDRS: usize = 8_192;
+pub const MAX_CIDRS: usize = 32_768;
 /// Most prefixes of a document, exceptions included.
 pub const MAX_CIDRS_TOGETHER: usize = 65_536;
 

@@ -771,7 +771,7 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
         let mut flows: Vec<Flow> = flows.into_iter().map(|flow| flow.finish(&own, &known, &ports)).collect();
         let fronts = fronts(&cluster);
         if !fronts.is_empty() {
-            flows.extend(to_fronts.iter().map(|index| index.get(&fronts).clone()));
+            flows.extend(to_fronts.iter().map(|index| *index.get(&fronts)));
         }
         Scenario { cluster, settings, pod, now, flows }
     })

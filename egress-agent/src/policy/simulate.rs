@@ -147,7 +147,7 @@ fn list_of(set: &PolicySet, octets: [u8; 16]) -> Option<u32> {
     if let Ok(place) = set.exact.binary_search_by_key(&octets, |(address, _)| *address) {
         return Some(set.exact[place].1);
     }
-    (0..128).rev().find_map(|length| {
+    (0..=128).rev().find_map(|length| {
         let wanted = (prefix(octets, length), length);
         let place = set.prefixes.binary_search_by_key(&wanted, |(address, length, _)| (*address, *length));
         place.ok().map(|place| set.prefixes[place].2)

@@ -122,8 +122,11 @@ pub(super) struct Directory<'a> {
     fronts: OnceCell<Fronts>,
     inside: OnceCell<Vec<IpNet>>,
     /// With the number of addresses in it.
-    chosen: RefCell<(HashMap<Rc<Choice>, Rc<Chosen<'a>>>, usize)>,
+    chosen: RefCell<(ChosenBefore<'a>, usize)>,
 }
+
+/// What each choice has led to.
+type ChosenBefore<'a> = HashMap<Rc<Choice>, Rc<Chosen<'a>>>;
 
 /// Ports by address, before they are normalized.
 type Places = BTreeMap<IpAddr, Vec<Range>>;

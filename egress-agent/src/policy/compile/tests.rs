@@ -180,7 +180,13 @@ impl World {
 fn check(set: &PolicySet) {
     assert!(set.exact.is_sorted_by(|a, b| a.0 < b.0), "exact addresses are sorted and distinct");
     assert!(set.prefixes.is_sorted_by(|a, b| (a.0, a.1) < (b.0, b.1)), "prefixes are sorted and distinct");
-    assert!(set.prefixes.iter().all(|(_, length, _)| *length < 128), "host prefixes are exact entries");
+    let hosts = set.exact.len() + set.prefixes.iter().filter(|(_, length, _)| *length == 128).count();
+    let hashed = hosts * 2 >= set.exact.len() + set.prefixes.len();
+    assert_eq!(
+        set.exact.len(),
+        if hashed { hosts } else { 0 },
+        "single addresses stand in one map, by their share"
+    );
     let used: std::collections::BTreeSet<u32> = set
         .exact
         .iter()
