@@ -16,6 +16,7 @@ use std::{
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 
@@ -63,6 +64,19 @@ struct LinkUpdateAttr {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -148,6 +162,35 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut attr = InfoAttr { fd: raw(link), length, info: (&raw mut info) as u64 };
     call(OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
+}
+
+/// Writes many entries of a map in one call. On an error some may have been written.
+///
+/// # Errors
+///
+/// What the kernel says; Linux before 5.6, and before 5.13 for a trie, knows no batches (`ENOTSUPP`).
+///
+/// # Panics
+///
+/// When there are not as many values as keys.
+pub fn update_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len(), "each key has a value");
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let count = u32::try_from(keys.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    call(MAP_UPDATE_BATCH, &mut attr).map(|_| ())
 }
 
 /// Returns the kernel's id of a loaded program.

@@ -245,12 +245,7 @@ impl Engine {
         }
         let rules: Vec<_> = set.rules.iter().map(|(_, entry)| *entry).collect();
         self.maps.write_rules(set.block.offset, &rules)?;
-        for (key, span) in &set.exact {
-            self.maps.write_exact(*key, *span)?;
-        }
-        for (bits, key, span) in &set.prefixes {
-            self.maps.write_prefix(*bits, *key, *span)?;
-        }
+        self.maps.write_addresses(&set.exact, &set.prefixes)?;
         Ok(())
     }
 

@@ -410,11 +410,7 @@ impl Datapath {
     ///
     /// [`LoadError::Missing`] and [`LoadError::Map`].
     pub fn map_capacity(&self, map: &'static str) -> Result<u32, LoadError> {
-        let data = match self.bpf.map(map) {
-            Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data)) => data,
-            _ => return Err(LoadError::Missing(format!("map {map}"))),
-        };
-        let info = data.info().map_err(|source| LoadError::Map { map, source })?;
+        let info = self.map_data(map)?.info().map_err(|source| LoadError::Map { map, source })?;
         Ok(info.max_entries())
     }
 
@@ -433,6 +429,25 @@ impl Datapath {
             _ => return Err(missing()),
         };
         info.map_err(|source| LoadError::Program { program: program.to_owned(), source: Box::new(source) })
+    }
+
+    /// Another descriptor of a map, for calls aya does not offer.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Missing`] and [`LoadError::Map`].
+    pub fn map_fd(&self, map: &'static str) -> Result<OwnedFd, LoadError> {
+        let fd = self.map_data(map)?.fd().as_fd().try_clone_to_owned();
+        fd.map_err(|source| LoadError::Map { map, source: MapError::IoError(source) })
+    }
+
+    fn map_data(&self, map: &'static str) -> Result<&MapData, LoadError> {
+        match self.bpf.map(map) {
+            Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data)) => {
+                Ok(data)
+            }
+            _ => Err(LoadError::Missing(format!("map {map}"))),
+        }
     }
 
     /// Takes a map out, to use it as a typed one.

@@ -1,7 +1,10 @@
 //! The maps as typed values: writing a policy set, binding a pod, flipping it, reading counters. Each method is one step; which
 //! steps in which order is decided in `policy::diff`.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::maps::{
     Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key,
@@ -13,7 +16,10 @@ use egress_common::{
     verdict::CLASSES,
 };
 
-use super::loader::{Datapath, LoadError};
+use super::{
+    bpf,
+    loader::{Datapath, LoadError},
+};
 
 /// Every map the agent reads or writes.
 pub struct Maps {
@@ -29,7 +35,26 @@ pub struct Maps {
     node_counters: PerCpuArray<MapData, u64>,
     processors: usize,
     sizes: Sizes,
+    batch: Batch,
 }
+
+/// Descriptors of the maps a set is written to, for writing many entries in one call.
+struct Batch {
+    rules: OwnedFd,
+    exact: OwnedFd,
+    prefixes: OwnedFd,
+}
+
+/// A key of the LPM map, as the kernel reads it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PrefixKey {
+    bits: u32,
+    key: AddressKey,
+}
+
+// SAFETY: `repr(C)`, `Copy`, six words of 32 bits without padding, every bit pattern a value.
+unsafe impl aya::Pod for PrefixKey {}
 
 impl std::fmt::Debug for Maps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -90,6 +115,11 @@ impl Maps {
             rules: size(name::RULES)?,
             rule_slots: size(name::RULE_COUNTERS)?,
         };
+        let batch = Batch {
+            rules: datapath.map_fd(name::RULES)?,
+            exact: datapath.map_fd(name::EXACT)?,
+            prefixes: datapath.map_fd(name::PREFIXES)?,
+        };
         let processors = aya::util::nr_cpus().map_err(|(path, source)| LoadError::File {
             action: "reading",
             path: path.into(),
@@ -108,6 +138,7 @@ impl Maps {
             node_counters: take!(PerCpuArray, name::NODE_COUNTERS),
             processors,
             sizes,
+            batch,
         })
     }
 
@@ -133,8 +164,39 @@ impl Maps {
     ///
     /// [`Refused`].
     pub fn write_rules(&mut self, offset: u32, entries: &[RuleEntry]) -> Result<(), Refused> {
-        for (index, entry) in (offset..).zip(entries) {
+        let keys: Vec<u32> = (offset..).take(entries.len()).collect();
+        if bpf::update_batch(self.batch.rules.as_fd(), &keys, entries).is_ok() {
+            return Ok(());
+        }
+        for (index, entry) in keys.into_iter().zip(entries) {
             self.rules.set(index, entry, 0).map_err(refused(name::RULES))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the addresses of a set. Where the kernel takes no batch, or refuses it, one by one, so that an error is that of an
+    /// entry.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], also when a map is full.
+    pub fn write_addresses(
+        &mut self,
+        exact: &[(AddressKey, Span)],
+        prefixes: &[(u32, AddressKey, Span)],
+    ) -> Result<(), Refused> {
+        let (keys, spans): (Vec<AddressKey>, Vec<Span>) = exact.iter().copied().unzip();
+        if bpf::update_batch(self.batch.exact.as_fd(), &keys, &spans).is_err() {
+            for (key, span) in exact {
+                self.write_exact(*key, *span)?;
+            }
+        }
+        let (keys, spans): (Vec<PrefixKey>, Vec<Span>) =
+            prefixes.iter().map(|(bits, key, span)| (PrefixKey { bits: *bits, key: *key }, *span)).unzip();
+        if bpf::update_batch(self.batch.prefixes.as_fd(), &keys, &spans).is_err() {
+            for (bits, key, span) in prefixes {
+                self.write_prefix(*bits, *key, *span)?;
+            }
         }
         Ok(())
     }
