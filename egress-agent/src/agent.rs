@@ -18,6 +18,8 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, error, info, warn};
 
+#[cfg(feature = "debug-log")]
+use crate::kernel::debug_log::DebugLog;
 use crate::{
     k8s::manifests::DirectorySource,
     kernel::{
@@ -167,6 +169,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut events =
         Events::new(Maps::events(node.engine.datapath_mut())?).context("watching the ring of events")?;
     let clock_watch = ClockWatch::new().context("watching the wall clock")?;
+    #[cfg(feature = "debug-log")]
+    match DebugLog::new(node.engine.datapath_mut(), |line| debug!(target: "egress_ebpf", "{line}"))? {
+        Some(kernel_log) => {
+            _ = tokio::spawn(async {
+                if let Err(error) = kernel_log.follow().await {
+                    error!(%error, "the programs' log can no longer be read");
+                }
+            })
+        }
+        None => warn!("this agent prints what a debug object logs, and the object was built without a log"),
+    }
 
     let began = Instant::now();
     node.scan();
@@ -682,6 +695,7 @@ impl Node {
             })
             .collect();
         let node = maps.node_counters()?;
+        let unstored = node[node_counter::STORE_FAILED as usize];
         let lost = node[node_counter::EVENTS_LOST as usize]
             + node[node_counter::EVENTS_SUPPRESSED as usize]
             + self.events_dropped
@@ -700,6 +714,7 @@ impl Node {
         families.extend(metrics::map_families(&uses));
         families.push(metrics::exception_expiry(&expiries));
         families.push(metrics::events_lost(lost));
+        families.push(metrics::socket_store_failures(unstored));
         families.push(metrics::clock_check(self.clock_checked));
         families.push(metrics::build_info(
             env!("CARGO_PKG_VERSION"),

@@ -31,6 +31,11 @@ pub struct Endpoint {
 /// In the pods map, stands for a pod that is known and that no policy governs.
 pub const UNGOVERNED: u32 = 0;
 
+/// In the pods map, stands for a pod that is known and whose policy is not known yet, in a namespace that starts in standard
+/// mode: its packets pass and are counted among the unprotected ones of pods nobody knows, also on a node in strict mode. Far
+/// beyond any slot.
+pub const UNPROTECTED: u32 = u32::MAX - 1;
+
 /// Returns the index in the endpoints map of the record that `revision` makes current.
 #[must_use]
 #[inline(always)]

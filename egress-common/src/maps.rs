@@ -24,7 +24,7 @@ pub mod node_counter {
 
 /// The names of the maps, in the object and under the pin folder.
 pub mod name {
-    /// HASH: cgroup id (`u64`) to slot (`u32`), or [`crate::endpoint::UNGOVERNED`].
+    /// HASH: cgroup id (`u64`) to slot (`u32`), [`crate::endpoint::UNGOVERNED`] or [`crate::endpoint::UNPROTECTED`].
     pub const PODS: &str = "PODS";
     /// ARRAY: slot to the revision in force (`u64`).
     pub const REVISIONS: &str = "REVISIONS";

@@ -73,7 +73,7 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
 /// 1. Pods no policy governs pass, uncounted.
 /// 2. What cannot be followed to its destination and ports is refused.
 /// 3. Loopback and the pod's own addresses pass.
-/// 4. Pods the maps do not know: the node's start mode decides.
+/// 4. Pods the maps do not know: the node's start mode decides. Pods whose policy is not known yet and may pass until then do.
 /// 5. Answers to connections that came to the pod pass.
 /// 6. The policy decides.
 /// 7. What it would refuse passes if it answers a datagram that came to the pod.
@@ -97,7 +97,7 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
         if policy::is_local(None, &packet.source, &packet.destination) {
             return conclude(&occasion, fixed(Verdict::Allow, Reason::Local));
         }
-        return conclude(&occasion, unknown_pod());
+        return conclude(&occasion, without_policy(standing));
     }
     let Some(endpoint) = pod::record(slot, revision) else {
         return conclude(&occasion, fixed(Verdict::Deny, Reason::UnknownPod));
@@ -143,9 +143,10 @@ fn fixed(verdict: Verdict, reason: Reason) -> Decision {
     Decision { verdict, reason, rule: NO_RULE, valid_until: NEVER }
 }
 
+/// A decision about a pod that the maps do not know, or whose policy they do not.
 #[inline(always)]
-fn unknown_pod() -> Decision {
-    if maps::setting(setting::STRICT) != 0 {
+fn without_policy(standing: Standing) -> Decision {
+    if standing != Standing::Unprotected && maps::setting(setting::STRICT) != 0 {
         fixed(Verdict::Deny, Reason::UnknownPod)
     } else {
         fixed(Verdict::Allow, Reason::Unprotected)
@@ -260,8 +261,8 @@ fn judge_call(call: Call, hook: Hook) -> i32 {
     packet.ipv6 = !(target[0] | target[1] == 0 && target[2] == V4_MAPPED_WORD);
     let Owner { standing, cgroup, slot, revision } = pod::of_task();
     let decision = match standing {
-        Standing::Outside | Standing::Ungoverned => return PASS,
-        Standing::Unknown => unknown_pod(),
+        Standing::Outside | Standing::Ungoverned | Standing::Unprotected => return PASS,
+        Standing::Unknown => without_policy(standing),
         Standing::Governed => {
             let Some(endpoint) = pod::record(slot, revision) else { return PASS };
             if policy::is_own(endpoint, &target) {
@@ -366,7 +367,8 @@ mod debug {
     #[inline(always)]
     pub fn log(occasion: &Occasion<'_>, decision: &Decision) {
         aya_log_ebpf::debug!(
-            &aya_ebpf::programs::SkBuffContext::new(core::ptr::null_mut()),
+            // The macro wants a context and does not use it.
+            &(),
             "slot {} protocol {} port {}: verdict {} reason {} rule {}",
             occasion.slot,
             occasion.packet.protocol,

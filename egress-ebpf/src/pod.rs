@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use egress_common::{
     config::setting,
-    endpoint::{Endpoint, UNGOVERNED, flags, record_index},
+    endpoint::{Endpoint, UNGOVERNED, UNPROTECTED, flags, record_index},
 };
 
 use crate::{
@@ -34,6 +34,8 @@ pub enum Standing {
     Governed,
     /// A pod no policy governs.
     Ungoverned,
+    /// A pod whose policy is not known yet and that passes until it is.
+    Unprotected,
     /// A cgroup below kubepods that the maps do not know.
     Unknown,
     /// Not below kubepods.
@@ -56,6 +58,8 @@ fn known(cgroup: u64) -> Option<Owner> {
     let revision = match REVISIONS.get_ptr(slot) {
         // SAFETY: an element of an array map; volatile, so that the word is read once.
         Some(word) => unsafe { core::ptr::read_volatile(word) },
+        // Asked only here, where it costs governed pods nothing: it lies beyond the last slot.
+        None if slot == UNPROTECTED => return Some(without_slot(Standing::Unprotected, cgroup)),
         // No slot of ours: no record will fit, and the pod is denied.
         None => 0,
     };

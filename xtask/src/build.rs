@@ -25,7 +25,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     agent.as_deref().map_or(Ok(()), print_size)
 }
 
-/// Builds the kernel object and returns its path; sets up the BPF toolchain first if it is missing.
+/// Builds the kernel object and returns its path; sets up the BPF toolchain first if it is missing. The object that logs stands
+/// beside the other.
 pub(crate) fn object(workspace: &Workspace, debug_log: bool) -> Result<PathBuf> {
     let tools = toolchain::ensure(workspace)?;
     let mut build = workspace.bpf_cargo("build", &tools.linker);
@@ -33,7 +34,8 @@ pub(crate) fn object(workspace: &Workspace, debug_log: bool) -> Result<PathBuf> 
         build.args(["--features", "debug-log"]);
     }
     process::run(&mut build)?;
-    let (built, object) = (workspace.bpf_output(), workspace.target.join("egress-ebpf.o"));
+    let name = if debug_log { "egress-ebpf-debug.o" } else { "egress-ebpf.o" };
+    let (built, object) = (workspace.bpf_output(), workspace.target.join(name));
     copy_if_changed(&built, &object)?;
     Ok(object)
 }

@@ -17,6 +17,8 @@ use crate::{build, lint, process};
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Where the provider lists and captures are that the tests with real data read.
 const DATA: &str = "EGRESS_DATA_DIR";
+/// The object that logs each judged packet.
+const DEBUG_OBJECT: &str = "EGRESS_DEBUG_BPF_OBJECT";
 /// The agent that tests run as a process of its own.
 const AGENT: &str = "EGRESS_AGENT_BIN";
 
@@ -62,15 +64,17 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     };
     tests(&mut summary, "pure", workspace.cargo().args(["test", "--no-fail-fast"]));
     if !arguments.pure {
-        match build::object(workspace, false) {
+        let objects = build::object(workspace, true)
+            .and_then(|logging| Ok((logging, build::object(workspace, false)?)));
+        match objects {
             Err(error) => {
                 summary.checked("object", Err(error));
                 summary.skipped("kernel", "there is no kernel object to load");
             }
-            Ok(object) => {
+            Ok((logging, object)) => {
                 summary.checked("object", Ok(()));
                 match debug_agent(workspace, &object)
-                    .and_then(|agent| kernel_tests(workspace, &object, &agent))
+                    .and_then(|agent| kernel_tests(workspace, &object, &logging, &agent))
                 {
                     Ok(mut command) => tests(&mut summary, "kernel", &mut command),
                     Err(error) => summary.checked("kernel", Err(error)),
@@ -103,10 +107,10 @@ fn debug_agent(workspace: &Workspace, object: &Path) -> Result<PathBuf> {
 ///
 /// Cargo itself runs as the caller; without root only the test programs go through sudo, so that the build output stays the
 /// caller's.
-fn kernel_tests(workspace: &Workspace, object: &Path, agent: &Path) -> Result<Command> {
+fn kernel_tests(workspace: &Workspace, object: &Path, logging: &Path, agent: &Path) -> Result<Command> {
     let mut command = workspace.cargo();
     command.args(["test", "--no-fail-fast", "--package", "egress-tests"]);
-    command.env("EGRESS_BPF_OBJECT", object).env(AGENT, agent);
+    command.env("EGRESS_BPF_OBJECT", object).env(DEBUG_OBJECT, logging).env(AGENT, agent);
     if fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0 {
         return Ok(command);
     }
@@ -118,7 +122,7 @@ fn kernel_tests(workspace: &Workspace, object: &Path, agent: &Path) -> Result<Co
     let host = host_triple()?.replace(['-', '.'], "_").to_uppercase();
     command.env(
         format!("CARGO_TARGET_{host}_RUNNER"),
-        format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{AGENT},{DATA},LD_LIBRARY_PATH,PROPTEST_CASES,RUST_BACKTRACE"),
+        format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{DEBUG_OBJECT},{AGENT},{DATA},LD_LIBRARY_PATH,PROPTEST_CASES,RUST_BACKTRACE"),
     );
     Ok(command)
 }

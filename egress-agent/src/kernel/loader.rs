@@ -90,7 +90,7 @@ pub enum LoadError {
     },
     /// Not enough privilege.
     #[error(
-        "the kernel refused bpf(2) ({source}); the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (kernels before 5.8: CAP_SYS_ADMIN)"
+        "the kernel refused bpf(2) ({source}); the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, before Linux 5.11 CAP_SYS_RESOURCE as well, and before 5.8 CAP_SYS_ADMIN instead of the first and the third"
     )]
     Privilege {
         /// What the kernel said.
@@ -457,6 +457,12 @@ impl Datapath {
     /// [`LoadError::Missing`] when the object has none of that name, or it has been taken.
     pub fn take_map(&mut self, map: &'static str) -> Result<Map, LoadError> {
         self.bpf.take_map(map).ok_or_else(|| LoadError::Missing(format!("map {map}")))
+    }
+
+    /// The loaded object, for the reader of its log.
+    #[cfg(feature = "debug-log")]
+    pub(super) fn object_mut(&mut self) -> &mut Ebpf {
+        &mut self.bpf
     }
 
     /// Runs a program over a packet (Ethernet header first) and returns its return value and mean duration.

@@ -3,6 +3,8 @@
 pub mod bpf;
 pub mod cgroup;
 pub mod clock;
+#[cfg(feature = "debug-log")]
+pub mod debug_log;
 pub mod engine;
 pub mod events;
 pub mod loader;

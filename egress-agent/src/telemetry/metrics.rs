@@ -126,6 +126,8 @@ families! {
     CLOUD_RANGES_AGE = "egress_cloud_ranges_age_seconds" Gauge Some("seconds"),
         "Time since a cloud provider's address ranges were read.";
     EVENTS_LOST = "egress_events_lost" Counter None, "Reports of denied packets that were not kept, for lack of room.";
+    STORE_FAILURES = "egress_socket_store_failures" Counter None,
+        "Times the kernel had no memory to keep a verdict in a socket or a peer that may be answered.";
     CLOCK_CHECK = "egress_clock_check_timestamp_seconds" Gauge Some("seconds"),
         "When the kernel's clock was last compared with the wall clock, in seconds since 1970.";
     BUILD = "egress_build" Info None, "The version that runs.";
@@ -320,6 +322,12 @@ pub fn cloud_ranges_age(ages: &[(&str, Duration)]) -> Family {
 #[must_use]
 pub fn unprotected_packets(packets: u64) -> Family {
     UNPROTECTED_PACKETS.single(Value::Whole(packets))
+}
+
+/// Returns the family of what could not be kept in the kernel for want of memory.
+#[must_use]
+pub fn socket_store_failures(failures: u64) -> Family {
+    STORE_FAILURES.single(Value::Whole(failures))
 }
 
 /// Returns the family of lost events.
@@ -689,6 +697,7 @@ pub(super) mod tests {
             manifest_errors(3),
             unprotected_packets(4),
             events_lost(5),
+            socket_store_failures(3),
             clock_check(1_800_000_000),
             policy_apply(&histogram),
             build_info("0.1.0", "abc"),
