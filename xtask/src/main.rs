@@ -7,6 +7,7 @@ mod build;
 mod demo;
 mod kernels;
 mod lint;
+mod manifests;
 mod process;
 mod summary;
 mod test;
@@ -37,6 +38,8 @@ enum Verb {
     Kernels(kernels::Arguments),
     /// Check formatting and lints of every crate, the kernel programs included
     Lint,
+    /// Render everything under deploy/ and validate it against the schemas of Kubernetes
+    Manifests(manifests::Arguments),
     /// Run what CI runs: formatting, lints, tests, and the tests that need root
     Test(test::Arguments),
 }
@@ -63,6 +66,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
         Verb::Kernels(arguments) => return kernels::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
+        Verb::Manifests(arguments) => return manifests::run(&workspace, &arguments),
         Verb::Test(arguments) => return test::run(&workspace, &arguments),
     }
     Ok(ExitCode::SUCCESS)

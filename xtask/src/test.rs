@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::summary::{Summary, Tally};
 use crate::workspace::Workspace;
-use crate::{build, lint, process};
+use crate::{build, lint, manifests, process};
 
 /// How long one level of tests may take, compiling included.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -41,6 +41,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.filter.is_empty() {
         summary.checked("formatting", process::run(&mut lint::formatting(workspace)));
         summary.checked("lints", process::run(&mut lint::host_lints(workspace, &[])));
+        match manifests::check(workspace) {
+            Ok(manifests::Outcome::Good) => summary.checked("manifests", Ok(())),
+            Ok(manifests::Outcome::Skipped(why)) => summary.skipped("manifests", &why),
+            Err(error) => summary.checked("manifests", Err(error)),
+        }
     }
     let data = data_directory(workspace);
     if data.is_none() {

@@ -1,0 +1,128 @@
+"""Checks Kubernetes objects against the schemas of one release, strictly: a field the schema does not know is an error.
+
+usage: manifests.py RELEASE FILE…
+
+Kinds the release does not have need a schema in OTHERS; without one they are listed as unchecked, which fails as well.
+"""
+
+import sys
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+# What we use of kinds that are custom resources, and what their definitions require. Extend it with what is used.
+OTHERS = {
+    ("monitoring.coreos.com/v1", "PodMonitor"): {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "additionalProperties": False,
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name"]},
+            "spec": {
+                "type": "object",
+                "required": ["selector", "podMetricsEndpoints"],
+                "additionalProperties": False,
+                "properties": {
+                    "selector": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "minProperties": 1,
+                        "properties": {
+                            "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}},
+                        },
+                    },
+                    "podMetricsEndpoints": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {
+                            "type": "object",
+                            "required": ["port"],
+                            "additionalProperties": False,
+                            "properties": {
+                                "port": {"type": "string", "maxLength": 15},
+                                "path": {"type": "string", "pattern": "^/"},
+                                "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
+                                "honorLabels": {"type": "boolean"},
+                                "relabelings": {
+                                    "type": "array",
+                                    "items": {
+                                        "type": "object",
+                                        "additionalProperties": False,
+                                        "properties": {
+                                            "sourceLabels": {"type": "array", "items": {"type": "string"}},
+                                            "targetLabel": {"type": "string"},
+                                        },
+                                    },
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+class Loader(yaml.SafeLoader):
+    """Refuses what a plain loader silently drops: a key that is given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"given twice: {', '.join(twice)}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def check(document, release):
+    """Returns what is wrong with one object, or None."""
+    if not isinstance(document, dict) or not {"apiVersion", "kind", "metadata"} <= document.keys():
+        return "no apiVersion, kind or metadata"
+    try:
+        kind = (document["apiVersion"], document["kind"])
+        if kind in OTHERS:
+            jsonschema.validate(document, OTHERS[kind])
+        else:
+            kubernetes_validate.validate(document, release, strict=True)
+    except kubernetes_validate.SchemaNotFoundError:
+        return f"UNCHECKED: no schema for {kind[0]} {kind[1]}; add one to OTHERS in manifests.py"
+    except jsonschema.ValidationError as error:
+        return f"{'.'.join(str(step) for step in error.path)}: {error.message}"
+    return None
+
+
+def main(release, files):
+    objects = wrong = 0
+    for file in files:
+        seen = set()
+        try:
+            with open(file, encoding="utf-8") as text:
+                documents = [document for document in yaml.load_all(text, Loader) if document is not None]
+        except (OSError, yaml.YAMLError) as error:
+            print(f"{file}: {error}")
+            wrong += 1
+            continue
+        if not documents:
+            print(f"{file}: no objects")
+            wrong += 1
+        for document in documents:
+            objects += 1
+            problem = check(document, release)
+            meta = document.get("metadata") or {} if isinstance(document, dict) else {}
+            name = f"{document.get('kind')} {meta.get('namespace', '')}/{meta.get('name')}" if meta else "an object"
+            if problem is None and name in seen:
+                problem = "given twice"
+            seen.add(name)
+            if problem is not None:
+                print(f"{file}: {name}: {problem}")
+                wrong += 1
+    print(f"manifests: {objects} objects in {len(files)} files, {wrong} wrong, against Kubernetes {release}")
+    return 1 if wrong or not files else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
