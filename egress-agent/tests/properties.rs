@@ -2,10 +2,12 @@
 //!
 //! `PROPTEST_CASES` says how many clusters are tried.
 
-use std::{collections::BTreeMap, env};
+use std::{collections::BTreeMap, env, net::IpAddr};
 
 use egress_agent::policy::{
+    cluster::Cluster,
     compile::compile,
+    demand::{self, Demand, Nodes},
     flow::{Answer, Flow},
     generate::{Scenario, scenario},
     model::Peer,
@@ -36,6 +38,20 @@ fn instants(scenario: &Scenario) -> [u64; 3] {
     [scenario.now - 1, scenario.now, scenario.now + 1]
 }
 
+/// What an agent on `node` holds that watches what is demanded and no more.
+fn trimmed(cluster: &Cluster, demand: &Demand, node: &str) -> Cluster {
+    let mut part = cluster.clone();
+    part.pods.retain(|name, pod| pod.node == node || demand.pods.holds(&name.namespace));
+    part.services.retain(|name, _| demand.services.holds(&name.namespace));
+    part.slices.retain(|name, _| demand.services.holds(&name.namespace));
+    part.nodes.retain(|name, _| match demand.nodes {
+        Nodes::Nothing => false,
+        Nodes::Own => name == node,
+        Nodes::Everything => true,
+    });
+    part
+}
+
 proptest! {
     #![proptest_config(Config { cases: cases(), failure_persistence: None, ..Config::default() })]
 
@@ -46,6 +62,32 @@ proptest! {
             for flow in &scenario.flows {
                 let (compiled, model) = (simulate(&compiled, flow, now), expected(&scenario, flow, now));
                 prop_assert_eq!(&compiled, &model, "compiled (left) and model (right) differ on {:?} at {}", flow, now);
+            }
+        }
+    }
+
+    /// An agent that knows only what is demanded answers as one that knows everything; but where a Service has endpoints in
+    /// another namespace, a `pods` destination may open its ClusterIP only for the latter.
+    #[test]
+    fn what_is_not_demanded_is_not_missed(scenario in scenario()) {
+        let Scenario { cluster, settings, pod, .. } = &scenario;
+        // The API has an object for every namespace.
+        let mut cluster = cluster.clone();
+        for name in cluster.pods.keys() {
+            cluster.namespaces.entry(name.namespace.clone()).or_default();
+        }
+        let cluster = &cluster;
+        let full = compile(cluster, settings, pod);
+        let demand = demand::of(cluster, settings, &full.policies);
+        let part = compile(&trimmed(cluster, &demand, &cluster.pods[pod].node), settings, pod);
+        prop_assert_eq!(&part.policies, &full.policies);
+        prop_assert_eq!(demand::of(cluster, settings, &part.policies), demand.clone());
+        let fronts: Vec<IpAddr> = cluster.services.values().flat_map(|service| service.cluster_ips.clone()).collect();
+        for now in instants(&scenario) {
+            for flow in &scenario.flows {
+                let (part, full) = (simulate(&part, flow, now), simulate(&full, flow, now));
+                let closed = fronts.contains(&flow.destination) && part.verdict >= full.verdict;
+                prop_assert!(part == full || closed, "with {:?} (left) and all (right): {:?} {:?} on {:?}", demand, part, full, flow);
             }
         }
     }

@@ -6,6 +6,7 @@
 //! model by brute force and shares no code with any of them.
 pub mod cluster;
 pub mod compile;
+pub mod demand;
 pub mod diff;
 pub mod document;
 pub mod entries;

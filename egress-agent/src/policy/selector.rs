@@ -5,6 +5,9 @@ use super::{
     model::{LabelSelector, Operator, Requirement},
 };
 
+/// The label every namespace has, with its name as the value.
+pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
+
 impl LabelSelector {
     /// Returns whether an object with these labels is selected.
     ///
