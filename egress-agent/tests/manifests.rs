@@ -1,0 +1,170 @@
+//! What the manifests under `deploy/` say about the agent: that it is where its flags say, and has the privileges it
+//! needs and no others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    core::v1::{Container, PodSpec, Probe},
+    rbac::v1::{ClusterRole, PolicyRule},
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a crate of the workspace").join("deploy")
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn daemonset() -> DaemonSet {
+    let text = read(&deploy().join("base/daemonset.yaml"));
+    serde_saphyr::from_str(&text).expect("one DaemonSet")
+}
+
+fn pod() -> PodSpec {
+    let spec = daemonset().spec.expect("it has a spec");
+    spec.template.spec.expect("its template has a spec")
+}
+
+fn container() -> Container {
+    let mut containers = pod().containers;
+    assert_eq!(containers.len(), 1, "nothing runs beside the agent");
+    containers.remove(0)
+}
+
+/// The variables with a value of their own.
+fn variables() -> BTreeMap<String, String> {
+    let env = container().env.expect("it has variables");
+    env.into_iter().filter_map(|variable| Some((variable.name, variable.value?))).collect()
+}
+
+#[test]
+fn the_container_has_the_privileges_it_needs_and_no_others() {
+    let container = container();
+    let security = container.security_context.expect("it has a security context");
+    assert_eq!(security.privileged, Some(false));
+    assert_eq!(security.allow_privilege_escalation, Some(false));
+    assert_eq!(security.read_only_root_filesystem, Some(true));
+    assert_eq!(security.run_as_user, Some(0));
+    let capabilities = security.capabilities.expect("it says which capabilities");
+    assert_eq!(capabilities.drop.expect("it drops"), ["ALL"]);
+    // The same as in the hint of the loader's error, and in tests/kernel/runc.rs, which runs the agent with them.
+    assert_eq!(capabilities.add.expect("it adds"), ["BPF", "NET_ADMIN", "PERFMON"]);
+    assert_eq!(security.app_armor_profile, None, "the runtime's own profile is good enough");
+    let pod = pod();
+    let seccomp = pod.security_context.and_then(|security| security.seccomp_profile);
+    assert_eq!(seccomp.map(|profile| profile.type_).as_deref(), Some("RuntimeDefault"));
+    assert_eq!(security.seccomp_profile, None, "the pod's profile holds");
+    assert_eq!((pod.host_pid, pod.host_ipc), (None, None));
+    assert_eq!(pod.init_containers, None);
+}
+
+#[test]
+fn old_kernels_get_one_more_capability() {
+    let text = read(&deploy().join("components/old-kernels/kustomization.yaml"));
+    let values: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("value: ")).collect();
+    assert_eq!(values, ["SYS_RESOURCE"]);
+}
+
+#[test]
+fn the_agent_reaches_the_host_where_its_flags_say() {
+    let pod = pod();
+    let paths: BTreeMap<String, String> = pod
+        .volumes
+        .expect("it has volumes")
+        .into_iter()
+        .map(|volume| (volume.name, volume.host_path.expect("every volume is a path of the host").path))
+        .collect();
+    let mounts = container().volume_mounts.expect("it has mounts");
+    let seen: BTreeSet<(&str, &str, bool, Option<&str>)> = mounts
+        .iter()
+        .map(|mount| {
+            let propagation = mount.mount_propagation.as_deref();
+            (
+                paths[&mount.name].as_str(),
+                mount.mount_path.as_str(),
+                mount.read_only == Some(true),
+                propagation,
+            )
+        })
+        .collect();
+    let wanted = BTreeSet::from([
+        ("/sys/fs/cgroup", "/sys/fs/cgroup", true, Some("HostToContainer")),
+        ("/sys/fs/bpf", "/bpf", false, Some("HostToContainer")),
+        ("/var/lib/egress-agent", "/var/lib/egress-agent", false, None),
+    ]);
+    assert_eq!(seen, wanted);
+    let variables = variables();
+    assert_eq!(variables["EGRESS_PIN_DIR"], "/bpf/egress-agent");
+    assert!(variables["EGRESS_SNAPSHOT"].starts_with("/var/lib/egress-agent/"));
+}
+
+#[test]
+fn probes_ask_where_the_agent_listens() {
+    let listen: SocketAddr = variables()["EGRESS_LISTEN"].parse().expect("an address and port");
+    assert!(listen.ip().is_unspecified(), "Prometheus asks at the node's address, probes through loopback");
+    let container = container();
+    let port = &container.ports.as_ref().expect("it names its port")[0];
+    assert_eq!((port.name.as_deref(), port.container_port), (Some("metrics"), i32::from(listen.port())));
+    let path = |probe: &Option<Probe>| {
+        let get = probe.as_ref().and_then(|probe| probe.http_get.as_ref()).expect("a request");
+        assert_eq!(get.host.as_deref(), Some("127.0.0.1"));
+        assert_eq!(get.port, IntOrString::String("metrics".to_owned()));
+        get.path.clone().expect("a path")
+    };
+    assert_eq!(path(&container.startup_probe), "/healthz");
+    assert_eq!(path(&container.liveness_probe), "/healthz", "never the API server");
+    assert_eq!(path(&container.readiness_probe), "/readyz");
+}
+
+#[test]
+fn the_agent_stays_on_every_node() {
+    let pod = pod();
+    assert_eq!(pod.host_network, Some(true), "the pod network may need the agent");
+    assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
+    let tolerations = pod.tolerations.expect("it tolerates");
+    assert_eq!(tolerations.len(), 1);
+    assert_eq!((tolerations[0].operator.as_deref(), &tolerations[0].key), (Some("Exists"), &None));
+    let resources = container().resources.expect("it says what it takes");
+    let (requests, limits) = (resources.requests.expect("requests"), resources.limits.expect("limits"));
+    assert_eq!(requests["memory"], limits["memory"]);
+    assert!(!limits.contains_key("cpu"), "a CPU limit delays what is to be enforced");
+    let spec = daemonset().spec.expect("it has a spec");
+    let labels = spec.template.metadata.and_then(|meta| meta.labels).expect("its pods have labels");
+    for label in spec.selector.match_labels.expect("it selects by label") {
+        assert_eq!(labels.get(&label.0), Some(&label.1));
+    }
+    let update = spec.update_strategy.and_then(|strategy| strategy.rolling_update).expect("it rolls");
+    assert_eq!(update.max_surge, Some(IntOrString::Int(0)), "two agents cannot share the pins");
+}
+
+#[test]
+fn the_agent_may_list_and_watch_and_write_events() {
+    let text = read(&deploy().join("base/rbac.yaml"));
+    let role = text.split("\n---\n").find(|document| document.contains("kind: ClusterRole\n"));
+    let role: ClusterRole = serde_saphyr::from_str(role.expect("there is a role")).expect("a ClusterRole");
+    let rule = |group: &str, resources: &[&str], verbs: &[&str]| {
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
+        PolicyRule {
+            api_groups: Some(own(&[group])),
+            resources: Some(own(resources)),
+            verbs: own(verbs),
+            ..PolicyRule::default()
+        }
+    };
+    let watch = ["list", "watch"];
+    let wanted = [
+        rule("", &["configmaps", "namespaces", "nodes", "pods", "services"], &watch),
+        rule("discovery.k8s.io", &["endpointslices"], &watch),
+        rule("networking.k8s.io", &["networkpolicies"], &watch),
+        rule("events.k8s.io", &["events"], &["create", "patch"]),
+    ];
+    assert_eq!(role.rules.expect("it has rules"), wanted);
+}
