@@ -5,3 +5,4 @@
 pub mod convert;
 pub mod manifests;
 pub mod network_policy;
+pub mod trimmed;
