@@ -2,7 +2,9 @@
 //!
 //! [`convert`] and [`network_policy`] are the only places that look inside Kubernetes types; [`manifests`] reads them from
 //! files.
+pub mod client;
 pub mod convert;
 pub mod manifests;
 pub mod network_policy;
+pub mod source;
 pub mod trimmed;

@@ -1,0 +1,691 @@
+//! Follows an API server, and keeps an index up to date with what the policies in force need of it.
+//!
+//! Namespaces, managed ConfigMaps and the pods of the own node are always followed; pods of other nodes, Services, EndpointSlices and
+//! nodes only as far as [`Demand`] says. Each watch is a task of its own that lists, watches, starts over and waits as it must; what it
+//! finds goes through one channel to whoever owns the index. Nothing here touches the kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fmt,
+    hash::{BuildHasher, RandomState},
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt as _, pin_mut};
+use kube::{
+    Api, Client,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{
+    convert::MANAGED,
+    trimmed::{Raw, Rejected, plural},
+};
+use crate::policy::{
+    cluster::{NsName, Pod},
+    demand::{Demand, Nodes, Scope},
+    index::{Change, Index, Object, ObjectKey, ObjectKind},
+};
+
+/// How many objects may wait between the watches and the index.
+const WAITING: usize = 1024;
+/// How many objects one page of a list has.
+const PAGE: u32 = 500;
+/// How long what is no longer demanded is still followed: a policy often goes only to come back.
+const LINGER: Duration = Duration::from_secs(60);
+/// A watch that failed counts as failing for so long unless it is heard of again: longer than it waits between two attempts.
+const FAILING: Duration = Duration::from_secs(70);
+/// How long a watch waits that could not understand what it was sent, at first and at most.
+const NOT_UNDERSTOOD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How many objects that cannot be read are told by name.
+const MOST_REJECTED: usize = 1000;
+
+/// What one watch is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// All namespaces.
+    Namespaces,
+    /// ConfigMaps with the label of a policy.
+    Policies,
+    /// All NetworkPolicies.
+    NetworkPolicies,
+    /// The pods of this node.
+    LocalPods,
+    /// Pods of other nodes that have not finished; in one namespace, or in all.
+    RemotePods(Option<String>),
+    /// Services in one namespace, or in all.
+    Services(Option<String>),
+    /// EndpointSlices in one namespace, or in all.
+    Slices(Option<String>),
+    /// This node.
+    OwnNode,
+    /// All nodes.
+    Nodes,
+}
+
+impl Subject {
+    /// Returns the kind of the objects.
+    #[must_use]
+    pub const fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Namespaces => ObjectKind::Namespace,
+            Self::Policies => ObjectKind::ConfigMap,
+            Self::NetworkPolicies => ObjectKind::NetworkPolicy,
+            Self::LocalPods | Self::RemotePods(_) => ObjectKind::Pod,
+            Self::Services(_) => ObjectKind::Service,
+            Self::Slices(_) => ObjectKind::EndpointSlice,
+            Self::OwnNode | Self::Nodes => ObjectKind::Node,
+        }
+    }
+
+    /// Returns whether every agent follows it, whatever the policies say.
+    #[must_use]
+    pub const fn is_base(&self) -> bool {
+        matches!(self, Self::Namespaces | Self::Policies | Self::NetworkPolicies | Self::LocalPods)
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::RemotePods(namespace) | Self::Services(namespace) | Self::Slices(namespace) => {
+                namespace.as_deref()
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespaces => f.write_str("namespaces"),
+            Self::Policies => f.write_str("managed configmaps"),
+            Self::NetworkPolicies => f.write_str("networkpolicies"),
+            Self::LocalPods => f.write_str("pods of this node"),
+            Self::RemotePods(_) => write!(f, "pods of other nodes in {}", place(self)),
+            Self::Services(_) => write!(f, "services in {}", place(self)),
+            Self::Slices(_) => write!(f, "endpointslices in {}", place(self)),
+            Self::OwnNode => f.write_str("this node"),
+            Self::Nodes => f.write_str("all nodes"),
+        }
+    }
+}
+
+fn place(subject: &Subject) -> String {
+    subject.namespace().map_or_else(|| "all namespaces".to_owned(), |name| format!("namespace {name}"))
+}
+
+/// What a watch says.
+#[derive(Debug)]
+pub struct Message {
+    subject: Subject,
+    /// Which of the watches that were about this subject.
+    watch: u64,
+    /// When it was received.
+    pub at: Instant,
+    news: News,
+}
+
+#[derive(Debug)]
+enum News {
+    /// A list begins.
+    Begin,
+    /// An object as it is now.
+    Object(Result<Object, Rejected>),
+    /// An object is gone, or no longer what the watch is about.
+    Gone(Option<ObjectKey>),
+    /// The list is whole: what was not in it is gone.
+    End,
+    /// The watch cannot go on for now.
+    Failed(String),
+}
+
+/// A watch.
+#[derive(Debug)]
+struct Watch {
+    number: u64,
+    task: AbortHandle,
+    synced: bool,
+    /// Marks of the keys in the list that is under way.
+    listed: Option<HashSet<(u64, u64)>>,
+    failed: Option<(Instant, String)>,
+    /// Since when nobody demands it.
+    idle: Option<Instant>,
+}
+
+/// What there is to say about one watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchStatus {
+    /// What it is about.
+    pub subject: Subject,
+    /// Whether it has had a whole list.
+    pub synced: bool,
+    /// Why it cannot go on, if so.
+    pub failing: Option<String>,
+}
+
+/// What came of a message.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What it has changed in the index.
+    pub change: Change,
+    /// Something else is synced, or failing, or rejected than before.
+    pub status: bool,
+}
+
+/// How to follow.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The name of this node.
+    pub node: String,
+    /// Whether NetworkPolicies are followed.
+    pub network_policies: bool,
+}
+
+/// Follows an API server.
+pub struct KubeSource {
+    client: Client,
+    options: Options,
+    news: mpsc::Sender<Message>,
+    tasks: JoinSet<()>,
+    watches: BTreeMap<Subject, Watch>,
+    started: u64,
+    hashers: (RandomState, RandomState),
+    /// The pods of this node. When a pod is deleted and another of its name is bound to another node, the two watches may tell it
+    /// in either order; what one says about a pod never takes away what the other says.
+    local: BTreeSet<NsName>,
+    /// Pods of other nodes with the name of one here.
+    shadowed: BTreeMap<NsName, Object>,
+    rejected: BTreeMap<(Subject, String), String>,
+    events: BTreeMap<ObjectKind, u64>,
+    failures: u64,
+}
+
+impl fmt::Debug for KubeSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubeSource").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl KubeSource {
+    /// Starts to follow what is always followed. What is found comes out of the receiver, for [`KubeSource::take`].
+    ///
+    /// It must be called within a tokio runtime. The watches end with this value.
+    #[must_use]
+    pub fn start(client: Client, options: Options) -> (Self, mpsc::Receiver<Message>) {
+        let (news, receiver) = mpsc::channel(WAITING);
+        let mut source = Self {
+            client,
+            options,
+            news,
+            tasks: JoinSet::new(),
+            watches: BTreeMap::new(),
+            started: 0,
+            hashers: (RandomState::new(), RandomState::new()),
+            local: BTreeSet::new(),
+            shadowed: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            events: BTreeMap::new(),
+            failures: 0,
+        };
+        for subject in [Subject::Namespaces, Subject::Policies, Subject::LocalPods] {
+            source.follow(subject);
+        }
+        if source.options.network_policies {
+            source.follow(Subject::NetworkPolicies);
+        }
+        (source, receiver)
+    }
+
+    /// Returns whether everything that is always followed has been seen whole.
+    #[must_use]
+    pub fn synced(&self) -> bool {
+        self.watches.iter().filter(|(subject, _)| subject.is_base()).all(|(_, watch)| watch.synced)
+    }
+
+    /// Returns what of the rest has been seen whole.
+    #[must_use]
+    pub fn known(&self) -> Demand {
+        let synced = |subject: &Subject| self.watches.get(subject).is_some_and(|watch| watch.synced);
+        let scope = |all: &Subject, one: fn(&Subject) -> Option<&String>| {
+            if synced(all) {
+                return Scope::Everything;
+            }
+            let here = self.watches.iter().filter(|(_, watch)| watch.synced);
+            let here: BTreeSet<String> = here.filter_map(|(subject, _)| one(subject)).cloned().collect();
+            if here.is_empty() { Scope::Nothing } else { Scope::Namespaces(here) }
+        };
+        let pods = scope(&Subject::RemotePods(None), |subject| match subject {
+            Subject::RemotePods(namespace) => namespace.as_ref(),
+            _ => None,
+        });
+        let services = scope(&Subject::Services(None), |subject| match subject {
+            Subject::Services(namespace) => namespace.as_ref(),
+            _ => None,
+        });
+        let slices = scope(&Subject::Slices(None), |subject| match subject {
+            Subject::Slices(namespace) => namespace.as_ref(),
+            _ => None,
+        });
+        let nodes = match (synced(&Subject::Nodes), synced(&Subject::OwnNode)) {
+            (true, _) => Nodes::Everything,
+            (false, true) => Nodes::Own,
+            (false, false) => Nodes::Nothing,
+        };
+        Demand { pods, services: both(services, slices), nodes }
+    }
+
+    /// Follows what is demanded, and after a while no longer what is not.
+    ///
+    /// A wider watch replaces narrower ones only once it has seen everything. Returns what leaving something has changed.
+    pub fn want(&mut self, demand: Demand, index: &mut Index, now: Instant) -> Change {
+        let wanted = subjects(&demand.rounded());
+        for subject in &wanted {
+            match self.watches.get_mut(subject) {
+                Some(watch) => watch.idle = None,
+                None => self.follow(subject.clone()),
+            }
+        }
+        // What a wanted watch will replace stays until that one is synced; the rest lingers.
+        let mut leave = Vec::new();
+        for (subject, watch) in &mut self.watches {
+            if subject.is_base() || wanted.contains(subject) {
+                continue;
+            }
+            if now.duration_since(*watch.idle.get_or_insert(now)) >= LINGER {
+                leave.push(subject.clone());
+            }
+        }
+        for subject in wanted.iter().filter(|subject| self.is_synced(subject)) {
+            for (narrow, _) in self.watches.iter().filter(|(narrow, _)| is_part(narrow, subject)) {
+                if !wanted.contains(narrow) && !leave.contains(narrow) {
+                    leave.push(narrow.clone());
+                }
+            }
+        }
+        // A wide watch goes only when what is wanted of it is followed otherwise.
+        leave.retain(|subject| {
+            !wanted.iter().any(|narrow| is_part(narrow, subject) && !self.is_synced(narrow))
+        });
+        let mut change = Change::NONE;
+        for subject in leave {
+            change |= self.leave(&subject, index);
+        }
+        change
+    }
+
+    fn is_synced(&self, subject: &Subject) -> bool {
+        self.watches.get(subject).is_some_and(|watch| watch.synced)
+    }
+
+    /// Takes what a watch says into the index.
+    pub fn take(&mut self, message: Message, index: &mut Index) -> Taken {
+        let Message { subject, watch: number, news, .. } = message;
+        let mut taken = Taken::default();
+        // A watch that was left may still have had something to say.
+        let Some(watch) = self.watches.get_mut(&subject).filter(|watch| watch.number == number) else {
+            return taken;
+        };
+        if !matches!(news, News::Failed(_)) && watch.failed.take().is_some() {
+            taken.status = true;
+        }
+        match news {
+            News::Begin => watch.listed = Some(HashSet::new()),
+            News::Object(object) => {
+                *self.events.entry(subject.kind()).or_default() += 1;
+                let key = match &object {
+                    Ok(object) => Some(object.key()),
+                    Err(rejected) => rejected.key.clone(),
+                };
+                if let (Some(listed), Some(key)) = (&mut watch.listed, &key) {
+                    listed.insert(mark(&self.hashers, key));
+                }
+                let name = (subject.clone(), key.as_ref().map_or_else(String::new, ToString::to_string));
+                match object {
+                    Ok(object) => {
+                        taken.status |= self.rejected.remove(&name).is_some();
+                        taken.change = self.apply(&subject, object, index);
+                    }
+                    Err(rejected) => {
+                        taken.change = unreadable(index, key);
+                        if self.rejected.len() < MOST_REJECTED || self.rejected.contains_key(&name) {
+                            let before = self.rejected.insert(name, rejected.message.clone());
+                            taken.status |= before.as_ref() != Some(&rejected.message);
+                        }
+                    }
+                }
+            }
+            News::Gone(key) => {
+                *self.events.entry(subject.kind()).or_default() += 1;
+                if let Some(key) = key {
+                    let name = (subject.clone(), key.to_string());
+                    taken.status |= self.rejected.remove(&name).is_some();
+                    taken.change = self.delete(&subject, &key, index);
+                }
+            }
+            News::End => {
+                watch.synced = true;
+                taken.status = true;
+                if let Some(listed) = watch.listed.take() {
+                    taken.change = self.retain(&subject, index, &listed);
+                }
+            }
+            News::Failed(reason) => {
+                self.failures += 1;
+                taken.status = watch.failed.as_ref().is_none_or(|(_, before)| *before != reason);
+                watch.failed = Some((Instant::now(), reason));
+            }
+        }
+        taken
+    }
+
+    /// Returns what there is to say about each watch.
+    #[must_use]
+    pub fn status(&self) -> Vec<WatchStatus> {
+        let status = |(subject, watch): (&Subject, &Watch)| WatchStatus {
+            subject: subject.clone(),
+            synced: watch.synced,
+            failing: watch
+                .failed
+                .as_ref()
+                .filter(|(at, _)| at.elapsed() < FAILING || !watch.synced)
+                .map(|(_, reason)| reason.clone()),
+        };
+        self.watches.iter().map(status).collect()
+    }
+
+    /// Returns the objects that cannot be read, and why; their last readable version holds, if there was one.
+    pub fn rejected(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.rejected.iter().map(|((subject, name), why)| {
+            (if name.is_empty() { plural(subject.kind()) } else { name.as_str() }, why.as_str())
+        })
+    }
+
+    /// Returns how many events each kind of object has had.
+    pub fn events(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.events.iter().map(|(kind, count)| (plural(*kind), *count))
+    }
+
+    /// Returns how often a watch could not go on.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    fn follow(&mut self, subject: Subject) {
+        self.started += 1;
+        let number = self.started;
+        let kind = subject.kind();
+        let api: Api<Raw> = match subject.namespace() {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind),
+            None => Api::all_with(self.client.clone(), &kind),
+        };
+        let mut config = watcher::Config::default().page_size(PAGE);
+        match &subject {
+            Subject::Policies => config = config.labels(&format!("{}={}", MANAGED.0, MANAGED.1)),
+            Subject::LocalPods => config = config.fields(&format!("spec.nodeName={}", self.options.node)),
+            Subject::RemotePods(_) => {
+                config = config.fields(&format!(
+                    "spec.nodeName!={},spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed",
+                    self.options.node
+                ));
+            }
+            Subject::OwnNode => config = config.fields(&format!("metadata.name={}", self.options.node)),
+            _ => {}
+        }
+        let teller = Teller { subject: subject.clone(), watch: number, news: self.news.clone() };
+        let task = self.tasks.spawn(watch(api, config, teller));
+        let watch = Watch { number, task, synced: false, listed: None, failed: None, idle: None };
+        self.watches.insert(subject, watch);
+    }
+
+    /// Stops a watch, and forgets what no other watch is about.
+    fn leave(&mut self, subject: &Subject, index: &mut Index) -> Change {
+        if let Some(watch) = self.watches.remove(subject) {
+            watch.task.abort();
+        }
+        self.rejected.retain(|(of, _), _| of != subject);
+        self.retain(subject, index, &HashSet::new())
+    }
+
+    fn apply(&mut self, subject: &Subject, object: Object, index: &mut Index) -> Change {
+        match object {
+            Object::Pod(id, pod) if *subject == Subject::LocalPods => {
+                if self.local.insert(id.clone())
+                    && let Some(other) = index.cluster().pods.get(&id)
+                {
+                    self.shadowed.insert(id.clone(), Object::Pod(id.clone(), other.clone()));
+                }
+                index.apply(Object::Pod(id, pod))
+            }
+            Object::Pod(id, pod) => {
+                let pod = Object::Pod(id.clone(), elsewhere(pod));
+                if self.local.contains(&id) {
+                    self.shadowed.insert(id, pod);
+                    return Change::NONE;
+                }
+                index.apply(pod)
+            }
+            other => index.apply(other),
+        }
+    }
+
+    fn delete(&mut self, subject: &Subject, key: &ObjectKey, index: &mut Index) -> Change {
+        let ObjectKey::Pod(id) = key else { return index.delete(key) };
+        if *subject == Subject::LocalPods {
+            if !self.local.remove(id) {
+                return Change::NONE;
+            }
+            return match self.shadowed.remove(id) {
+                Some(other) => index.apply(other),
+                None => index.delete(key),
+            };
+        }
+        if self.local.contains(id) {
+            self.shadowed.remove(id);
+            return Change::NONE;
+        }
+        index.delete(key)
+    }
+
+    /// Returns whether a subject is about the object that the index has under this key.
+    fn owns(&self, subject: &Subject, key: &ObjectKey) -> bool {
+        let within = |namespace: &str| subject.namespace().is_none_or(|of| *of == *namespace);
+        match (subject, key) {
+            (Subject::Namespaces, ObjectKey::Namespace(_))
+            | (Subject::Policies, ObjectKey::ConfigMap(_))
+            | (Subject::NetworkPolicies, ObjectKey::NetworkPolicy(_))
+            | (Subject::Nodes, ObjectKey::Node(_)) => true,
+            (Subject::LocalPods, ObjectKey::Pod(id)) => self.local.contains(id),
+            (Subject::RemotePods(_), ObjectKey::Pod(id)) => !self.local.contains(id) && within(&id.namespace),
+            (Subject::Services(_), ObjectKey::Service(id))
+            | (Subject::Slices(_), ObjectKey::EndpointSlice(id)) => within(&id.namespace),
+            (Subject::OwnNode, ObjectKey::Node(name)) => **name == *self.options.node,
+            _ => false,
+        }
+    }
+
+    /// Deletes what a watch is about and has not listed, unless another watch is about it too.
+    fn retain(&mut self, subject: &Subject, index: &mut Index, listed: &HashSet<(u64, u64)>) -> Change {
+        let others: Vec<Subject> = self
+            .watches
+            .keys()
+            .filter(|other| *other != subject && other.kind() == subject.kind())
+            .cloned()
+            .collect();
+        let stays = |source: &Self, key: &ObjectKey| {
+            listed.contains(&mark(&source.hashers, key)) || others.iter().any(|other| source.owns(other, key))
+        };
+        let gone: Vec<ObjectKey> = index
+            .keys(subject.kind())
+            .into_iter()
+            .filter(|key| self.owns(subject, key) && !stays(self, key))
+            .collect();
+        let mut change = Change::NONE;
+        for key in gone {
+            change |= self.delete(subject, &key, index);
+        }
+        if let Subject::RemotePods(_) = subject {
+            let about =
+                |subject: &Subject, id: &NsName| subject.namespace().is_none_or(|of| *of == *id.namespace);
+            let shadowed = std::mem::take(&mut self.shadowed);
+            let kept = shadowed.into_iter().filter(|(id, _)| {
+                !about(subject, id)
+                    || listed.contains(&mark(&self.hashers, &ObjectKey::Pod(id.clone())))
+                    || others.iter().any(|other| *other != Subject::LocalPods && about(other, id))
+            });
+            self.shadowed = kept.collect();
+        }
+        change
+    }
+
+    /// Returns the pods of this node.
+    #[must_use]
+    pub fn local(&self) -> &BTreeSet<NsName> {
+        &self.local
+    }
+
+    /// Takes over what an index holds already, from a time before: the watches then delete what is gone since.
+    pub fn adopt(&mut self, index: &Index) {
+        let here = index.cluster().pods.iter().filter(|(_, pod)| *pod.node == *self.options.node);
+        self.local.extend(here.map(|(id, _)| id.clone()));
+    }
+}
+
+/// Returns a pod of another node without what nobody asks of it.
+fn elsewhere(pod: Pod) -> Pod {
+    Pod {
+        uid: String::new(),
+        static_hash: String::new(),
+        node: String::new(),
+        workload: String::new(),
+        ..pod
+    }
+}
+
+/// What both of two scopes cover.
+fn both(left: Scope, right: Scope) -> Scope {
+    match (left, right) {
+        (Scope::Everything, other) | (other, Scope::Everything) => other,
+        (Scope::Namespaces(left), Scope::Namespaces(right)) => {
+            let both: BTreeSet<String> = left.intersection(&right).cloned().collect();
+            if both.is_empty() { Scope::Nothing } else { Scope::Namespaces(both) }
+        }
+        (Scope::Nothing, _) | (_, Scope::Nothing) => Scope::Nothing,
+    }
+}
+
+/// Returns what to watch for a demand.
+fn subjects(demand: &Demand) -> BTreeSet<Subject> {
+    let mut subjects = BTreeSet::new();
+    let mut add = |scope: &Scope, subject: fn(Option<String>) -> Subject| match scope {
+        Scope::Nothing => {}
+        Scope::Namespaces(names) => subjects.extend(names.iter().cloned().map(|name| subject(Some(name)))),
+        Scope::Everything => {
+            subjects.insert(subject(None));
+        }
+    };
+    add(&demand.pods, Subject::RemotePods);
+    add(&demand.services, Subject::Services);
+    add(&demand.services, Subject::Slices);
+    match demand.nodes {
+        Nodes::Nothing => {}
+        Nodes::Own => {
+            subjects.insert(Subject::OwnNode);
+        }
+        Nodes::Everything => {
+            subjects.insert(Subject::Nodes);
+        }
+    }
+    subjects
+}
+
+/// Returns whether all that `narrow` is about is what `wide` is about, too.
+fn is_part(narrow: &Subject, wide: &Subject) -> bool {
+    matches!(
+        (narrow, wide),
+        (Subject::RemotePods(Some(_)), Subject::RemotePods(None))
+            | (Subject::Services(Some(_)), Subject::Services(None))
+            | (Subject::Slices(Some(_)), Subject::Slices(None))
+            | (Subject::OwnNode, Subject::Nodes)
+    )
+}
+
+/// Notes that the present version of an object cannot be read. The last readable one stays; a policy that never had one fails
+/// closed, as one that is not valid does.
+fn unreadable(index: &mut Index, key: Option<ObjectKey>) -> Change {
+    match key {
+        Some(ObjectKey::ConfigMap(id)) => index.apply(Object::ConfigMap { id, managed: true, policy: None }),
+        _ => Change::NONE,
+    }
+}
+
+/// Returns what stands for a key in a set of many. Two that differ have the same with a chance of one in 2^128.
+fn mark(hashers: &(RandomState, RandomState), key: &ObjectKey) -> (u64, u64) {
+    (hashers.0.hash_one(key), hashers.1.hash_one(key))
+}
+
+/// Speaks for one watch.
+struct Teller {
+    subject: Subject,
+    watch: u64,
+    news: mpsc::Sender<Message>,
+}
+
+impl Teller {
+    /// Returns whether anyone still listens.
+    async fn tell(&self, at: Instant, news: News) -> bool {
+        let message = Message { subject: self.subject.clone(), watch: self.watch, at, news };
+        self.news.send(message).await.is_ok()
+    }
+}
+
+/// Lists and watches for ever.
+///
+/// Most failures lose nothing: the watch goes on from the version it has, or lists anew. What could not be understood is lost, so
+/// then everything is listed again.
+async fn watch(api: Api<Raw>, config: watcher::Config, teller: Teller) {
+    let kind = teller.subject.kind();
+    let mut pause = NOT_UNDERSTOOD.0;
+    loop {
+        let events = watcher(api.clone(), config.clone()).default_backoff();
+        pin_mut!(events);
+        while let Some(event) = events.next().await {
+            let at = Instant::now();
+            let (news, lost) = match event {
+                Ok(Event::Init) => (News::Begin, false),
+                Ok(Event::InitApply(raw) | Event::Apply(raw)) => (News::Object(raw.read(kind)), false),
+                Ok(Event::Delete(raw)) => (News::Gone(raw.key(kind)), false),
+                Ok(Event::InitDone) => {
+                    pause = NOT_UNDERSTOOD.0;
+                    (News::End, false)
+                }
+                Err(error) => {
+                    let lost = matches!(
+                        error,
+                        watcher::Error::NoResourceVersion
+                            | watcher::Error::WatchFailed(kube::Error::SerdeError(_))
+                    );
+                    (News::Failed(error.to_string()), lost)
+                }
+            };
+            if !teller.tell(at, news).await {
+                return;
+            }
+            if lost {
+                break;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(NOT_UNDERSTOOD.1);
+    }
+}
+
+#[cfg(test)]
+mod tests;

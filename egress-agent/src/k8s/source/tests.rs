@@ -1,0 +1,290 @@
+//! What becomes of messages, without a server.
+
+use std::convert::Infallible;
+
+use http::{Request, Response};
+use kube::client::Body;
+
+use super::*;
+use crate::policy::cluster::{Pod, Service};
+
+const OWN: &str = "here";
+
+/// A source whose watches hear nothing, and an index.
+struct Scene {
+    source: KubeSource,
+    index: Index,
+    start: Instant,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let silent = tower::service_fn(|_request: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, Infallible>>()
+        });
+        let options = Options { node: OWN.to_owned(), network_policies: false };
+        let (source, _receiver) = KubeSource::start(Client::new(silent, "default"), options);
+        Self { source, index: Index::default(), start: Instant::now() }
+    }
+
+    fn say(&mut self, subject: &Subject, news: News) -> Taken {
+        let watch = self.source.watches[subject].number;
+        let message = Message { subject: subject.clone(), watch, at: self.start, news };
+        self.source.take(message, &mut self.index)
+    }
+
+    fn list(&mut self, subject: &Subject, objects: Vec<Object>) {
+        self.say(subject, News::Begin);
+        for object in objects {
+            self.say(subject, News::Object(Ok(object)));
+        }
+        self.say(subject, News::End);
+    }
+
+    fn gone(&mut self, subject: &Subject, key: ObjectKey) {
+        self.say(subject, News::Gone(Some(key)));
+    }
+
+    fn want(&mut self, demand: &Demand, seconds: u64) -> Change {
+        self.source.want(demand.clone(), &mut self.index, self.start + Duration::from_secs(seconds))
+    }
+
+    fn pods(&self) -> Vec<String> {
+        let pods = self.index.cluster().pods.iter();
+        pods.map(|(id, pod)| format!("{id}@{}", pod.ips.first().expect("each has an address"))).collect()
+    }
+
+    fn followed(&self) -> Vec<String> {
+        self.source.watches.keys().filter(|subject| !subject.is_base()).map(ToString::to_string).collect()
+    }
+}
+
+fn pod(name: &str, node: &str, address: &str) -> Object {
+    let pod = Pod {
+        uid: format!("uid-{name}-{node}"),
+        node: node.into(),
+        workload: "Deployment/d".into(),
+        ips: vec![address.parse().expect("a literal address")],
+        ..Pod::default()
+    };
+    Object::Pod(id(name), pod)
+}
+
+fn id(name: &str) -> NsName {
+    NsName::new("shop", name)
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::Pod(id(name))
+}
+
+fn pods_of(names: &[&str]) -> Demand {
+    Demand { pods: scope(names), ..Demand::default() }
+}
+
+fn scope(names: &[&str]) -> Scope {
+    Scope::Namespaces(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+const REMOTE: Subject = Subject::RemotePods(None);
+
+#[tokio::test]
+async fn it_is_synced_when_everything_that_is_always_followed_was_listed() {
+    let mut scene = Scene::new();
+    for subject in [Subject::Namespaces, Subject::Policies, Subject::LocalPods] {
+        assert!(!scene.source.synced(), "{subject} was not listed yet");
+        scene.list(&subject, Vec::new());
+    }
+    assert!(scene.source.synced());
+    scene.say(&Subject::Policies, News::Begin);
+    assert!(scene.source.synced(), "a later list replaces what is there bit by bit");
+    scene.say(&Subject::Policies, News::Failed("refused".to_owned()));
+    assert!(scene.source.synced());
+    let failing: Vec<_> = scene.source.status().into_iter().filter_map(|watch| watch.failing).collect();
+    assert_eq!(failing, ["refused"]);
+    assert!(scene.say(&Subject::Policies, News::Begin).status, "it goes on");
+    assert!(scene.source.status().iter().all(|watch| watch.failing.is_none()));
+}
+
+#[tokio::test]
+async fn what_a_new_list_lacks_is_deleted_when_the_list_ends() {
+    let mut scene = Scene::new();
+    scene.list(&Subject::LocalPods, vec![pod("a", OWN, "10.0.0.1"), pod("b", OWN, "10.0.0.2")]);
+    scene.say(&Subject::LocalPods, News::Begin);
+    scene.say(&Subject::LocalPods, News::Object(Ok(pod("b", OWN, "10.0.0.9"))));
+    assert_eq!(scene.pods(), ["shop/a@10.0.0.1", "shop/b@10.0.0.9"], "nothing is deleted before the end");
+    scene.say(&Subject::LocalPods, News::Failed("cut".to_owned()));
+    scene.list(&Subject::LocalPods, vec![pod("b", OWN, "10.0.0.2")]);
+    assert_eq!(scene.pods(), ["shop/b@10.0.0.2"]);
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_keeps_its_last_version() {
+    let mut scene = Scene::new();
+    let broken = |key| News::Object(Err(Rejected { key, message: "odd".to_owned() }));
+    scene.list(&Subject::LocalPods, vec![pod("a", OWN, "10.0.0.1")]);
+    scene.say(&Subject::LocalPods, News::Begin);
+    assert!(scene.say(&Subject::LocalPods, broken(Some(key("a")))).status);
+    scene.say(&Subject::LocalPods, broken(None));
+    scene.say(&Subject::LocalPods, News::End);
+    assert_eq!(scene.pods(), ["shop/a@10.0.0.1"]);
+    assert_eq!(scene.source.rejected().collect::<Vec<_>>(), [("pods", "odd"), ("Pod shop/a", "odd")]);
+    scene.say(&Subject::LocalPods, News::Object(Ok(pod("a", OWN, "10.0.0.2"))));
+    assert_eq!(scene.source.rejected().count(), 1, "a good version ends it");
+
+    let policy = ObjectKey::ConfigMap(id("p"));
+    scene.say(&Subject::Policies, broken(Some(policy)));
+    assert!(scene.index.cluster().broken.contains(&id("p")), "a policy without a good version fails closed");
+}
+
+#[tokio::test]
+async fn what_one_watch_says_of_a_pod_never_takes_away_what_the_other_says() {
+    let all = Demand { pods: Scope::Everything, ..Demand::default() };
+    let (old, new) = ("10.0.0.1", "10.0.0.2");
+    // A pod on another node is deleted, and one of its name comes to this node.
+    for late in [false, true] {
+        let mut scene = Scene::new();
+        let _ = scene.want(&all, 0);
+        scene.list(&Subject::LocalPods, Vec::new());
+        scene.list(&REMOTE, vec![pod("a", "there", old)]);
+        if late {
+            scene.say(&Subject::LocalPods, News::Object(Ok(pod("a", OWN, new))));
+            scene.say(&REMOTE, News::Object(Ok(pod("a", "there", old))));
+            assert_eq!(scene.pods(), ["shop/a@10.0.0.2"], "an old version hides nothing");
+            scene.gone(&REMOTE, key("a"));
+        } else {
+            scene.gone(&REMOTE, key("a"));
+            scene.say(&Subject::LocalPods, News::Object(Ok(pod("a", OWN, new))));
+        }
+        assert_eq!(scene.pods(), ["shop/a@10.0.0.2"]);
+        assert_eq!(*scene.index.cluster().pods[&id("a")].uid, *"uid-a-here", "with all that matters here");
+        scene.gone(&Subject::LocalPods, key("a"));
+        assert_eq!(scene.pods(), [""; 0]);
+    }
+    // A pod here is deleted, and one of its name comes to another node.
+    for late in [false, true] {
+        let mut scene = Scene::new();
+        let _ = scene.want(&all, 0);
+        scene.list(&REMOTE, Vec::new());
+        scene.list(&Subject::LocalPods, vec![pod("a", OWN, old)]);
+        if late {
+            scene.say(&REMOTE, News::Object(Ok(pod("a", "there", new))));
+            scene.say(&Subject::LocalPods, News::Object(Ok(pod("a", OWN, old))));
+            assert_eq!(scene.pods(), ["shop/a@10.0.0.1"]);
+            scene.gone(&Subject::LocalPods, key("a"));
+        } else {
+            scene.gone(&Subject::LocalPods, key("a"));
+            scene.say(&REMOTE, News::Object(Ok(pod("a", "there", new))));
+        }
+        assert_eq!(scene.pods(), ["shop/a@10.0.0.2"]);
+        assert!(scene.index.cluster().pods[&id("a")].uid.is_empty(), "of a remote pod nothing else is kept");
+        scene.list(&REMOTE, Vec::new());
+        assert_eq!(scene.pods(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_one_watch_leaves_alone_what_another_is_about() {
+    let mut scene = Scene::new();
+    let _ = scene.want(&Demand { pods: Scope::Everything, ..Demand::default() }, 0);
+    scene.list(&Subject::LocalPods, vec![pod("a", OWN, "10.0.0.1")]);
+    scene.list(&REMOTE, vec![pod("b", "there", "10.0.0.2")]);
+    scene.list(&Subject::LocalPods, vec![pod("a", OWN, "10.0.0.1")]);
+    scene.list(&REMOTE, vec![pod("b", "there", "10.0.0.2")]);
+    assert_eq!(scene.pods(), ["shop/a@10.0.0.1", "shop/b@10.0.0.2"]);
+    scene.list(&REMOTE, Vec::new());
+    assert_eq!(scene.pods(), ["shop/a@10.0.0.1"]);
+    scene.list(&Subject::LocalPods, Vec::new());
+    assert_eq!(scene.pods(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_a_time_before_has_left_is_deleted_by_the_first_list() {
+    let mut scene = Scene::new();
+    for object in [pod("a", OWN, "10.0.0.1"), pod("b", OWN, "10.0.0.2"), pod("c", "there", "10.0.0.3")] {
+        let _ = scene.index.apply(object);
+    }
+    scene.source.adopt(&scene.index);
+    assert_eq!(scene.source.local().len(), 2);
+    scene.list(&Subject::LocalPods, vec![pod("b", OWN, "10.0.0.2")]);
+    assert_eq!(scene.pods(), ["shop/b@10.0.0.2", "shop/c@10.0.0.3"]);
+}
+
+#[tokio::test]
+async fn no_more_is_followed_than_is_demanded() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.followed(), [""; 0]);
+    let demand = Demand { pods: scope(&["shop"]), services: scope(&["kube-system"]), nodes: Nodes::Own };
+    let _ = scene.want(&demand, 0);
+    assert_eq!(
+        scene.followed(),
+        [
+            "pods of other nodes in namespace shop",
+            "services in namespace kube-system",
+            "endpointslices in namespace kube-system",
+            "this node"
+        ]
+    );
+    assert_eq!(scene.source.known(), Demand::default(), "none of it was listed yet");
+    scene.list(&Subject::Services(Some("kube-system".to_owned())), Vec::new());
+    assert_eq!(scene.source.known(), Demand::default(), "Services without their endpoints are no use");
+    scene.list(&Subject::Slices(Some("kube-system".to_owned())), Vec::new());
+    scene.list(&Subject::OwnNode, Vec::new());
+    scene.list(&Subject::RemotePods(Some("shop".to_owned())), Vec::new());
+    assert_eq!(scene.source.known(), demand);
+
+    let _ = scene.want(&Demand::default(), 1);
+    let _ = scene.want(&Demand::default(), 60);
+    assert_eq!(scene.followed().len(), 4, "it lingers");
+    let _ = scene.want(&demand, 61);
+    let _ = scene.want(&Demand::default(), 62);
+    let _ = scene.want(&Demand::default(), 121);
+    assert_eq!(scene.followed().len(), 4, "asked for again, it lingers anew");
+    let _ = scene.want(&Demand::default(), 122);
+    assert_eq!(scene.followed(), [""; 0]);
+    assert_eq!(scene.source.known(), Demand::default());
+}
+
+#[tokio::test]
+async fn a_wider_watch_replaces_narrow_ones_once_it_knows_as_much_and_the_other_way_round() {
+    let mut scene = Scene::new();
+    let shop = Subject::RemotePods(Some("shop".to_owned()));
+    let all = Demand { pods: Scope::Everything, ..Demand::default() };
+    let _ = scene.want(&pods_of(&["shop"]), 0);
+    scene.list(&shop, vec![pod("a", "there", "10.0.0.1")]);
+    let _ = scene.want(&all, 1);
+    assert_eq!(scene.followed().len(), 2);
+    assert_eq!(scene.source.known(), pods_of(&["shop"]));
+    let other = Object::Pod(
+        NsName::new("web", "b"),
+        Pod { ips: vec!["10.0.0.2".parse().expect("an address")], ..Pod::default() },
+    );
+    scene.list(&REMOTE, vec![pod("a", "there", "10.0.0.1"), other]);
+    assert_eq!(scene.want(&all, 2), Change::NONE);
+    assert_eq!(scene.followed(), ["pods of other nodes in all namespaces"]);
+    assert_eq!(scene.source.known(), all);
+
+    let _ = scene.want(&pods_of(&["shop"]), 3);
+    let _ = scene.want(&pods_of(&["shop"]), 100);
+    assert_eq!(scene.followed().len(), 2, "the wide one stays until the narrow one knows its part");
+    scene.list(&shop, vec![pod("a", "there", "10.0.0.1")]);
+    assert!(scene.want(&pods_of(&["shop"]), 101).cluster, "what nobody is about any more is forgotten");
+    assert_eq!(scene.followed(), ["pods of other nodes in namespace shop"]);
+    assert_eq!(scene.pods(), ["shop/a@10.0.0.1"]);
+}
+
+#[tokio::test]
+async fn a_watch_that_was_left_is_not_listened_to() {
+    let mut scene = Scene::new();
+    let services = Subject::Services(Some("shop".to_owned()));
+    let demand = Demand { services: scope(&["shop"]), ..Demand::default() };
+    let _ = scene.want(&demand, 0);
+    let before = scene.source.watches[&services].number;
+    let _ = scene.want(&Demand::default(), 1);
+    let _ = scene.want(&Demand::default(), 100);
+    let _ = scene.want(&demand, 101);
+    let object = News::Object(Ok(Object::Service(id("s"), Service::default())));
+    let late = Message { subject: services.clone(), watch: before, at: scene.start, news: object };
+    assert_eq!(scene.source.take(late, &mut scene.index).change, Change::NONE);
+    assert!(scene.index.cluster().services.is_empty());
+}
