@@ -34,6 +34,17 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Returns an address of loopback that nobody listens at.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn free_address() -> Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .context("cannot find a free port")
+}
+
 /// A running agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -52,17 +63,23 @@ impl Agent {
     ///
     /// When it cannot be started.
     pub fn start(binary: &Path, keeper: &Keeper, arguments: &[&str]) -> Result<Self> {
-        let address = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .context("cannot find a free port")?;
-        let mut child = Command::new(binary)
-            .arg("agent")
-            .args(["--listen", &address.to_string(), "-o", "json"])
-            .args(arguments)
+        let address = free_address()?;
+        let mut command = Command::new(binary);
+        command.arg("agent").args(["--listen", &address.to_string(), "-o", "json"]).args(arguments);
+        Self::listening(command, address, keeper)
+    }
+
+    /// Starts a command that becomes an agent, or a container it is in, which listens at this address.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn listening(mut command: Command, address: SocketAddr, keeper: &Keeper) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {}", binary.display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let pid = child.id();
         let stdout = child.stdout.take().expect("stdout is piped");
         let output = Arc::new(Mutex::new(Vec::new()));

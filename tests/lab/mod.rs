@@ -376,11 +376,21 @@ impl Host {
         let program = program("podrun")?;
         let mut command = Command::new(&program);
         command.args(["host", if namespace.is_some() { "shared" } else { "own" }]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(namespace) = namespace {
             enter(&mut command, namespace);
         }
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        Self::speaking(command, keeper)
+    }
+
+    /// Starts a command that becomes, or passes its input and output on to, a `podrun host`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started, or does not say that it is ready.
+    pub fn speaking(mut command: Command, keeper: &Keeper) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child =
+            command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let pid = child.id();
         let input = child.stdin.take().expect("stdin is piped");
         let mut output = BufReader::new(child.stdout.take().expect("stdout is piped"));
