@@ -176,7 +176,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 if let Err(error) = kernel_log.follow().await {
                     error!(%error, "the programs' log can no longer be read");
                 }
-            })
+            });
         }
         None => warn!("this agent prints what a debug object logs, and the object was built without a log"),
     }
