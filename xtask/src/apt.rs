@@ -1,11 +1,12 @@
 //! Packages from Debian without installing them: the source of the core library, for machines that reach a Debian mirror but
 //! not rustup's server, and kernels for tests.
 //!
-//! Nothing of the machine's own apt state changes: lists, cache and the sources file are in a directory of ours.
+//! Nothing of the machine's own apt state changes: lists, cache and the sources file are in a directory of ours. Only
+//! [`ensure_program`] installs, and says so.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 
@@ -65,6 +66,26 @@ impl<'a> State<'a> {
     pub(crate) fn download(&self, package: &str) -> Result<()> {
         process::run(self.command("apt-get").args(["--quiet", "download", package]))
     }
+}
+
+/// Checks that a program is there, and installs the package that has it if it is not and we may.
+pub(crate) fn ensure_program(program: &str, package: &str, is_root: bool) -> Result<()> {
+    let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match found {
+        // It need not know the flag.
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot start `{program}`")),
+    }
+    let mut install = Command::new("apt-get");
+    // Standard output may belong to someone else.
+    install.args(["install", "--yes", "--no-install-recommends", package]).stdout(Stdio::null());
+    let line = process::line(&install);
+    if !is_root {
+        bail!("`{program}` is missing; install it with `sudo {line}`");
+    }
+    eprintln!("`{program}` is missing; trying `{line}`");
+    process::run(&mut install).with_context(|| format!("`{program}` is missing; install it with `{line}`"))
 }
 
 /// Unpacks the library of exactly this rustc version into `sources`/rust/library.

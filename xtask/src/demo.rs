@@ -1,16 +1,13 @@
 //! `cargo xtask demo`: builds the agent and the demo, and runs it as root.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::process::{Command, ExitCode, Stdio};
-use std::{fs, io};
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::workspace::Workspace;
-use crate::{build, process};
-
-/// What puts `ip` on the machine.
-const INSTALL_IP: [&str; 5] = ["apt-get", "install", "--yes", "--no-install-recommends", "iproute2"];
+use crate::{apt, build, process};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -29,7 +26,7 @@ enum Output {
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let is_root = fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0;
-    ensure_ip(is_root)?;
+    apt::ensure_program("ip", "iproute2", is_root).context("the demo joins network namespaces with `ip`")?;
     let object = build::object(workspace, false)?;
     let agent = build::agent(workspace, &object, false)?;
     let mut bins = workspace.cargo();
@@ -54,22 +51,4 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let name = process::line(&demo);
     let status = demo.status().with_context(|| format!("cannot start `{name}`"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Checks that `ip` is there, and installs it if it is not and we may.
-fn ensure_ip(is_root: bool) -> Result<()> {
-    let found = Command::new("ip").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    match found {
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).context("cannot start `ip`"),
-    }
-    let line = INSTALL_IP.join(" ");
-    if !is_root {
-        bail!("the demo joins network namespaces with `ip`, which is missing; install it with `sudo {line}`");
-    }
-    let mut install = Command::new(INSTALL_IP[0]);
-    // Standard output belongs to the demo.
-    install.args(&INSTALL_IP[1..]).stdout(Stdio::null());
-    process::run(&mut install).with_context(|| format!("`ip` is missing; install it with `{line}`"))
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::summary::{Summary, Tally};
 use crate::workspace::Workspace;
-use crate::{build, lint, manifests, process};
+use crate::{apt, build, lint, manifests, process};
 
 /// How long one level of tests may take, compiling included.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -116,7 +116,14 @@ fn kernel_tests(workspace: &Workspace, object: &Path, logging: &Path, agent: &Pa
     let mut command = workspace.cargo();
     command.args(["test", "--no-fail-fast", "--package", "egress-tests"]);
     command.env("EGRESS_BPF_OBJECT", object).env(DEBUG_OBJECT, logging).env(AGENT, agent);
-    if fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0 {
+    let is_root = fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0;
+    for (program, package) in [("ip", "iproute2"), ("runc", "runc")] {
+        if let Err(error) = apt::ensure_program(program, package, is_root) {
+            // The tests that need it fail without the one, and say that they were skipped without the other.
+            eprintln!("{error:#}");
+        }
+    }
+    if is_root {
         return Ok(command);
     }
     // Asks for the password now if there is someone to ask, so that the test programs do not have to.
