@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::{
     config::setting,
-    endpoint::UNGOVERNED,
+    endpoint::{UNGOVERNED, UNPROTECTED},
     maps::Counter,
     policy::{AddressKey, Span},
     verdict::CLASSES,
@@ -205,9 +205,9 @@ impl Engine {
                 }
                 self.changed(endpoint.slot);
             }
-            Step::WriteUngoverned { cgroup, released } => {
+            Step::WriteUngoverned { cgroup, unprotected, released } => {
                 applied.endpoints += 1;
-                self.maps.bind(*cgroup, UNGOVERNED)?;
+                self.maps.bind(*cgroup, if *unprotected { UNPROTECTED } else { UNGOVERNED })?;
                 if let Some((slot, revision)) = released {
                     self.maps.flip(*slot, *revision)?;
                     self.changed(*slot);
@@ -303,12 +303,13 @@ fn found(maps: &Maps, contents: Contents) -> Result<Found, Refused> {
         let rules = (block.offset..).zip(rules).collect();
         sets.push(Numbered { id, block, exact, prefixes, rules, fresh_slots: Vec::new() });
     }
+    let governed = |slot: &u32| *slot != UNGOVERNED && *slot != UNPROTECTED;
     let endpoints = contents
         .pods
         .iter()
-        .map(|(cgroup, slot)| {
-            (*cgroup, contents.endpoints.get(slot).filter(|_| *slot != UNGOVERNED).copied())
-        })
+        .map(|(cgroup, slot)| (*cgroup, contents.endpoints.get(slot).filter(|_| governed(slot)).copied()))
         .collect();
-    Ok(Found { endpoints, sets, identities: contents.identities, revisions: contents.revisions })
+    let unprotected = contents.pods.iter().filter(|(_, slot)| **slot == UNPROTECTED);
+    let unprotected = unprotected.map(|(cgroup, _)| *cgroup).collect();
+    Ok(Found { endpoints, unprotected, sets, identities: contents.identities, revisions: contents.revisions })
 }

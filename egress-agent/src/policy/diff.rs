@@ -31,13 +31,27 @@ pub struct Wanted {
     pub set: Option<Arc<PolicySet>>,
     /// Its own addresses.
     pub addresses: Addresses,
+    /// With no set: whether that is because its policies are not known yet, so that what passes counts as unprotected.
+    pub unprotected: bool,
 }
 
 impl Wanted {
     /// Returns what was compiled for `pod` as a wish.
     #[must_use]
     pub fn new(pod: NsName, compiled: &Compiled) -> Self {
-        Self { pod, set: compiled.set.clone(), addresses: compiled.addresses }
+        Self { pod, set: compiled.set.clone(), addresses: compiled.addresses, unprotected: false }
+    }
+
+    /// Returns the wish to let `pod` pass, as one that nobody governs.
+    #[must_use]
+    pub fn ungoverned(pod: NsName) -> Self {
+        Self { pod, set: None, addresses: Addresses::default(), unprotected: false }
+    }
+
+    /// Returns the wish to let `pod` pass, and to count that, until its policies are known.
+    #[must_use]
+    pub fn unprotected(pod: NsName) -> Self {
+        Self { unprotected: true, ..Self::ungoverned(pod) }
     }
 }
 
@@ -58,6 +72,8 @@ pub enum Step {
     WriteUngoverned {
         /// The pod's cgroup id.
         cgroup: u64,
+        /// Whether its packets count as unprotected.
+        unprotected: bool,
         /// The slot it had, now free, and a new revision for it, under which no kept verdict holds.
         released: Option<(u32, u64)>,
     },
@@ -104,6 +120,8 @@ pub struct Plan {
 pub struct Found {
     /// Known pods by cgroup id, with the record in force; `None` for ungoverned ones.
     pub endpoints: BTreeMap<u64, Option<Endpoint>>,
+    /// Those of the ungoverned ones whose packets count as unprotected.
+    pub unprotected: BTreeSet<u64>,
     /// The sets, read back.
     pub sets: Vec<Numbered>,
     /// Which rule each rule slot stands for, by [`super::entries::identity`].
@@ -132,6 +150,8 @@ pub struct State {
     by_content: HashMap<Arc<Content>, u32>,
     /// `None` for a pod that is known and ungoverned.
     endpoints: BTreeMap<u64, Option<Endpoint>>,
+    /// Those of the ungoverned ones whose packets count as unprotected.
+    unprotected: BTreeSet<u64>,
     /// The last revision of each slot that ever had one.
     revisions: BTreeMap<u32, u64>,
     next_revision: u64,
@@ -148,6 +168,7 @@ impl State {
             by_set: HashMap::new(),
             by_content: HashMap::new(),
             endpoints: BTreeMap::new(),
+            unprotected: BTreeSet::new(),
             revisions: BTreeMap::new(),
             next_revision: 1,
         }
@@ -197,6 +218,7 @@ impl State {
         }
         state.next_revision = state.revisions.values().max().map_or(1, |last| last + 1);
         state.endpoints = found.endpoints;
+        state.unprotected = found.unprotected;
         Ok(state)
     }
 
@@ -222,6 +244,12 @@ impl State {
     #[must_use]
     pub fn endpoints(&self) -> &BTreeMap<u64, Option<Endpoint>> {
         &self.endpoints
+    }
+
+    /// Returns the cgroup ids of those ungoverned pods that only pass until their policies are known.
+    #[must_use]
+    pub fn unprotected(&self) -> &BTreeSet<u64> {
+        &self.unprotected
     }
 
     /// Returns the id of a set, which is written if it is not in the maps.
@@ -273,6 +301,7 @@ impl State {
         }
         endpoint.revision = self.revision(endpoint.slot);
         self.endpoints.insert(cgroup, Some(endpoint));
+        self.unprotected.remove(&cgroup);
         steps.push(Step::WriteEndpoint { cgroup, endpoint });
         Ok(())
     }
@@ -364,6 +393,7 @@ pub fn plan(current: &State, wanted: &BTreeMap<u64, Wanted>, kept: &BTreeSet<u64
         .filter(|cgroup| !wanted.contains_key(cgroup) && !kept.contains(cgroup))
         .collect();
     for cgroup in gone {
+        next.unprotected.remove(&cgroup);
         let released = next.endpoints.remove(&cgroup).flatten().map(|endpoint| next.release(endpoint.slot));
         steps.push(Step::RemoveEndpoint { cgroup, released });
     }
@@ -371,10 +401,13 @@ pub fn plan(current: &State, wanted: &BTreeMap<u64, Wanted>, kept: &BTreeSet<u64
     let mut groups: HashMap<*const PolicySet, usize> = HashMap::new();
     for (&cgroup, wish) in wanted.iter().filter(|(cgroup, _)| !kept.contains(cgroup)) {
         let Some(set) = &wish.set else {
-            if next.endpoints.get(&cgroup) != Some(&None) {
+            let unprotected = wish.unprotected;
+            let marked =
+                if unprotected { next.unprotected.insert(cgroup) } else { next.unprotected.remove(&cgroup) };
+            if marked || next.endpoints.get(&cgroup) != Some(&None) {
                 let released = next.endpoints.insert(cgroup, None).flatten();
                 let released = released.map(|endpoint| next.release(endpoint.slot));
-                steps.push(Step::WriteUngoverned { cgroup, released });
+                steps.push(Step::WriteUngoverned { cgroup, unprotected, released });
             }
             continue;
         };

@@ -14,7 +14,7 @@ fn governed(set: &PolicySet) -> PolicySet {
 }
 
 fn wish(set: Option<Arc<PolicySet>>) -> Wanted {
-    Wanted { pod: NsName::new("n", "p"), set, addresses: Addresses::default() }
+    Wanted { set, ..Wanted::ungoverned(NsName::new("n", "p")) }
 }
 
 /// Pods that want the same set share it, as after compiling.
@@ -45,6 +45,37 @@ fn equal_sets_are_written_once_and_nothing_changes_without_need() {
     let first = plan(&State::new(small()), &wanted);
     assert_eq!(kinds(&first), ["ungoverned", "set", "endpoint", "endpoint"]);
     assert!(plan(&first.next, &wishes(&[(10, Some(&set)), (11, Some(&set)), (12, None)])).steps.is_empty());
+}
+
+#[test]
+fn a_pod_is_unprotected_until_its_policies_are_known() {
+    let set = governed(&sample(0, 3));
+    let unprotected = BTreeMap::from([(10, Wanted::unprotected(NsName::new("n", "p")))]);
+    let first = plan(&State::new(small()), &unprotected);
+    assert_eq!(first.steps, [Step::WriteUngoverned { cgroup: 10, unprotected: true, released: None }]);
+    assert_eq!(first.next.unprotected(), &BTreeSet::from([10]));
+    assert!(plan(&first.next, &unprotected).steps.is_empty());
+
+    let found = Found {
+        endpoints: first.next.endpoints().clone(),
+        unprotected: first.next.unprotected().clone(),
+        ..Found::default()
+    };
+    let adopted = State::adopt(small(), found).expect("it is consistent");
+    for state in [&first.next, &adopted] {
+        let ungoverned = plan(state, &wishes(&[(10, None)]));
+        assert_eq!(
+            ungoverned.steps,
+            [Step::WriteUngoverned { cgroup: 10, unprotected: false, released: None }]
+        );
+        assert!(ungoverned.next.unprotected().is_empty());
+        let governed = plan(state, &wishes(&[(10, Some(&set))]));
+        assert_eq!(kinds(&governed), ["set", "endpoint"]);
+        assert!(governed.next.unprotected().is_empty());
+        let gone = plan(state, &BTreeMap::new());
+        assert_eq!(kinds(&gone), ["remove"]);
+        assert!(gone.next.unprotected().is_empty());
+    }
 }
 
 #[test]
@@ -123,6 +154,7 @@ fn a_set_found_in_the_maps_is_recognised_and_kept() {
         _ => None,
     });
     let found = Found {
+        unprotected: BTreeSet::new(),
         endpoints: former.next.endpoints.clone(),
         sets: sets.collect(),
         identities: former.next.allocator.rules().map(|(slot, rule)| (identity(rule), slot)).collect(),
