@@ -5,15 +5,18 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
-    env,
+    env, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::MetadataExt as _,
     sync::Arc,
     time::Instant,
 };
 
 use egress_agent::{
     kernel::{
-        loader::{Capacities, LoadError},
+        cgroup,
+        loader::{Capacities, Datapath, LoadError, Options},
+        maps::Maps,
         object,
         program_run::{ProgramRun, RunError, packet_of},
     },
@@ -29,7 +32,11 @@ use egress_agent::{
         simulate::{simulate, simulate_entries},
     },
 };
-use egress_common::verdict::{Reason, Verdict};
+use egress_common::{
+    config::setting,
+    endpoint::{UNGOVERNED, UNPROTECTED},
+    verdict::{COUNTED, Reason, Verdict},
+};
 use proptest::{
     collection::vec,
     option,
@@ -97,6 +104,86 @@ fn the_program_answers_as_its_entries_do() {
         panic!("{error}");
     }
     assert!(flows.get() >= 20_000 || env::var_os("PROPTEST_CASES").is_some(), "only {} flows", flows.get());
+}
+
+/// Returns the id of the cgroup this process is in, and its depth below the root.
+fn own_cgroup() -> (u64, u32) {
+    let text = fs::read_to_string("/proc/self/cgroup").expect("it can be read");
+    let path =
+        text.lines().find_map(|line| line.strip_prefix("0::/")).expect("there is a cgroup v2 hierarchy");
+    let mount = cgroup::hierarchy().unwrap_or_else(|error| panic!("{error}"));
+    let id = fs::metadata(mount.join(path)).expect("its folder is there").ino();
+    let level = path.split('/').filter(|name| !name.is_empty()).count();
+    (id, u32::try_from(level).expect("it is not that deep"))
+}
+
+/// What a pod of each standing without a slot meets on nodes of both modes, and where it is counted.
+#[test]
+fn a_pod_without_a_slot_meets_what_its_standing_says() {
+    let object = object::embedded().expect("the tests are built with the BPF object: run `cargo xtask test`");
+    let (cgroup, level) = own_cgroup();
+    let options = Options {
+        level: level.wrapping_sub(2),
+        pins: None,
+        capacities: Capacities::default(),
+        keep_verdicts: true,
+    };
+    let mut datapath = Datapath::load(object, &options).unwrap_or_else(|error| panic!("{error}"));
+    let mut maps = Maps::new(&mut datapath).unwrap_or_else(|error| panic!("{error}"));
+    let to = |destination: [u8; 4]| {
+        let flow = Flow { destination: destination.into(), protocol: 17, port: 53 };
+        packet_of(&flow, Addresses::default())
+    };
+    let mut broken = to([192, 0, 2, 1]);
+    broken[ETHERNET] = 0x44;
+    let loopback = {
+        let mut packet = to([127, 0, 0, 1]);
+        packet[ETHERNET + 12..ETHERNET + 16].copy_from_slice(&[127, 0, 0, 1]);
+        packet
+    };
+    let local = (Verdict::Allow, Reason::Local);
+    let unprotected = (Verdict::Allow, Reason::Unprotected);
+    let invalid = (Verdict::Deny, Reason::InvalidPacket);
+    let unknown = (Verdict::Deny, Reason::UnknownPod);
+    for (standing, strict, outside) in [
+        (None, 1, Some(unknown)),
+        (None, 0, Some(unprotected)),
+        (Some(UNPROTECTED), 1, Some(unprotected)),
+        (Some(UNPROTECTED), 0, Some(unprotected)),
+        (Some(UNGOVERNED), 1, None),
+        (Some(UNGOVERNED), 0, None),
+    ] {
+        match standing {
+            Some(slot) => maps.bind(cgroup, slot),
+            None => maps.unbind(cgroup),
+        }
+        .unwrap_or_else(|error| panic!("{error}"));
+        datapath.set(setting::STRICT, strict).unwrap_or_else(|error| panic!("{error}"));
+        let counted = |expected: Option<(Verdict, Reason)>| expected.filter(|_| outside.is_some());
+        for (packet, expected) in [
+            (to([192, 0, 2, 1]), outside),
+            (loopback.clone(), counted(Some(local))),
+            (broken.clone(), counted(Some(invalid))),
+        ] {
+            // Twice, since a verdict may be kept from the second packet on.
+            for _ in 0..2 {
+                let before = maps.counters(0).unwrap_or_else(|error| panic!("{error}"));
+                let (returned, _) =
+                    datapath.run("egress", &packet, None, 1).unwrap_or_else(|error| panic!("{error}"));
+                let after = maps.counters(0).unwrap_or_else(|error| panic!("{error}"));
+                let risen: Vec<_> = COUNTED
+                    .into_iter()
+                    .zip(before.iter().zip(&after))
+                    .filter(|(_, (before, after))| after.packets != before.packets)
+                    .map(|(pair, _)| pair)
+                    .collect();
+                let case = format!("{standing:?}, strict {strict}, {expected:?}");
+                assert_eq!(risen, Vec::from_iter(expected), "{case}");
+                let passes = expected.is_none_or(|(verdict, _)| verdict != Verdict::Deny);
+                assert_eq!(returned == 1, passes, "{case}");
+            }
+        }
+    }
 }
 
 /// Of a set with many rules not every counter is read; the answers are the same.

@@ -1,7 +1,7 @@
 //! Real sockets of real processes in pod cgroups and network namespaces, against the datapath driven by hand.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -492,6 +492,100 @@ fn what_a_pod_writes_to_itself_opens_no_way_out() {
     assert_eq!(stage.pod.receive(socket, ANSWER_MILLIS).from, Some(at("10.244.0.5:4000")));
 }
 
+/// Nothing is special about the process but that it may make user namespaces, as anyone may.
+#[test]
+fn what_reaches_a_namespace_of_the_pods_own_making_opens_no_way_out() {
+    for hooks in [true, false] {
+        let mut stage = Stage::new();
+        stage.direct.connect_hooks(hooks);
+        let server = stage.out.serve_udp(at("192.0.2.10:5353"));
+        stage.enforce(&Rules::deny());
+        let socket = stage.pod.udp(Some(at("10.244.0.5:5555")));
+        assert_eq!(stage.pod.send(socket, Some(at("192.0.2.10:5353"))), Outcome::NotPermitted);
+        // As if the host outside had written to the very same address and port.
+        let forge = Request::Forge {
+            from: SocketAddrV4::new(v4("192.0.2.10"), 5353),
+            to: SocketAddrV4::new(v4("10.244.0.5"), 5555),
+        };
+        assert_eq!(stage.pod.ask(&forge).outcome, Outcome::Ok, "it arrives there");
+        assert_eq!(stage.pod.send(socket, Some(at("192.0.2.10:5353"))), Outcome::NotPermitted);
+        assert_eq!(stage.out.served(server), 0);
+        assert_eq!(stage.allowed(Reason::Reply), 0);
+    }
+}
+
+/// The pod's own kernel would answer to the address such a socket claims.
+#[test]
+fn a_socket_with_a_foreign_source_may_not_even_write_to_the_pod_itself() {
+    let yes = 1_i32.to_ne_bytes().to_vec();
+    let foreign = [
+        ("[2001:db8:bad::7]:9999", "[fd00:10:244::5]:7777", libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+        ("[2001:db8:bad::7]:9998", "[fd00:10:244::5]:7777", libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+        ("198.51.100.7:9999", "10.244.0.5:7777", libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+    ];
+    for hooks in [true, false] {
+        let mut stage = Stage::new();
+        stage.direct.connect_hooks(hooks);
+        let servers = foreign.each_ref().map(|(source, ..)| stage.out.serve_tcp(at(source)));
+        stage.enforce(&Rules::deny());
+        stage.pod.serve_udp(at("[fd00:10:244::5]:7777"));
+        stage.pod.serve_udp(at("10.244.0.5:7777"));
+        stage.pod.serve_tcp(at("[fd00:10:244::5]:7777"));
+        stage.pod.serve_tcp(at("10.244.0.5:7777"));
+        for (number, (source, own, level, name)) in (1..).zip(&foreign) {
+            let options = vec![SocketOption { level: *level, name: *name, value: yes.clone() }];
+            let (from, to) = (at(source), at(own));
+            let bound =
+                Request::Udp { at: Some(from), ipv6: from.is_ipv6(), echo: false, options: options.clone() };
+            let socket = stage.pod.ask(&bound);
+            assert_eq!(socket.outcome, Outcome::Ok, "{source} can be claimed");
+            assert_eq!(stage.pod.send(socket.id, Some(to)), Outcome::NotPermitted, "{source}");
+            let closed = SocketAddr::new(to.ip(), 1);
+            assert_eq!(stage.pod.send(socket.id, Some(closed)), Outcome::NotPermitted, "{source}");
+            let connect = Request::ConnectFrom { from, to, options, millis: CONNECT_MILLIS };
+            assert_eq!(stage.pod.ask(&connect).outcome, Outcome::Timeout, "{source}");
+            assert!(stage.denied(Reason::DefaultDeny) >= 3 * number, "{source}: each packet is counted");
+        }
+        assert_eq!(stage.allowed(Reason::Local) + stage.allowed(Reason::Reply), 0);
+        assert_eq!(servers.map(|server| stage.out.served(server)), [0; 3]);
+    }
+}
+
+#[test]
+fn a_listener_that_had_connected_before_answers_like_any_other() {
+    let mut stage = Stage::new();
+    stage.out.serve_tcp(at("192.0.2.10:443"));
+    stage.out.serve_tcp(at("[2001:db8::10]:443"));
+    stage.enforce(&web());
+    for (own, first, client) in [
+        ("10.244.0.5:7000", "192.0.2.10:443", "198.51.100.7:9000"),
+        ("[fd00:10:244::5]:7000", "[2001:db8::10]:443", "[2001:db8:bad::7]:9000"),
+    ] {
+        let (own, client) = (at(own), at(client));
+        let connect =
+            Request::ConnectFrom { from: own, to: at(first), options: Vec::new(), millis: CONNECT_MILLIS };
+        let socket = stage.pod.ask(&connect);
+        assert_eq!(socket.outcome, Outcome::Ok, "{first} is allowed");
+        assert_eq!(stage.pod.exchange(socket.id, ANSWER_MILLIS), Outcome::Ok);
+        assert_eq!(stage.pod.ask(&Request::TurnListener { id: socket.id }).outcome, Outcome::Ok);
+        let connect =
+            Request::ConnectFrom { from: client, to: own, options: Vec::new(), millis: CONNECT_MILLIS };
+        let connection = stage.out.ask(&connect);
+        assert_eq!(connection.outcome, Outcome::Ok, "{own} answers");
+        let accepted = local(&stage.pod, socket.id, "the pod");
+        assert_eq!(accepted.1, client);
+        // Each side writes, then reads what the other has written.
+        let (said, answered) = thread::scope(|scope| {
+            let saying = scope.spawn(|| stage.out.exchange(connection.id, ANSWER_MILLIS));
+            let answered = stage.pod.exchange(accepted.0, ANSWER_MILLIS);
+            (saying.join().expect("the thread does not panic"), answered)
+        });
+        assert_eq!((said, answered), (Outcome::Ok, Outcome::Ok), "{own}");
+    }
+    assert_eq!(stage.denied(Reason::DefaultDeny), 0);
+    assert!(stage.allowed(Reason::Reply) >= 4);
+}
+
 #[test]
 fn a_socket_passed_on_is_judged_as_its_makers() {
     let mut stage = Stage::new();
@@ -579,6 +673,33 @@ fn an_unknown_pod_is_denied_in_strict_mode_and_counted_in_standard_mode() {
     stage.direct.strict(false);
     connected(&stage.pod, "192.0.2.10:443");
     assert!(stage.direct.counter(None, Verdict::Allow, Reason::Unprotected).packets >= 2);
+}
+
+#[test]
+fn a_pod_whose_policy_is_not_known_yet_may_be_let_through_on_a_strict_node() {
+    for hooks in [true, false] {
+        let mut stage = Stage::new();
+        stage.direct.connect_hooks(hooks);
+        stage.out.serve_tcp(at("198.51.100.7:443"));
+        stage.out.serve_udp(at("198.51.100.7:53"));
+        stage.pod.serve_tcp(at("127.0.0.1:80"));
+        stage.direct.unprotected(&stage.pod);
+        stage.direct.attach();
+        let counted = |stage: &Stage, verdict, reason| stage.direct.counter(None, verdict, reason).packets;
+        let id = connected(&stage.pod, "198.51.100.7:443");
+        assert_eq!(stage.pod.exchange(id, ANSWER_MILLIS), Outcome::Ok);
+        assert_eq!(stage.pod.udp_probe(at("198.51.100.7:53")), Outcome::Ok, "hooks {hooks}");
+        let before = counted(&stage, Verdict::Allow, Reason::Unprotected);
+        assert!(before >= 4, "a handshake, what was said, and a datagram: {before}");
+        connected(&stage.pod, "127.0.0.1:80");
+        assert!(counted(&stage, Verdict::Allow, Reason::Local) >= 2);
+        assert_eq!(counted(&stage, Verdict::Deny, Reason::UnknownPod), 0);
+        // From then on its open connections are judged.
+        stage.direct.govern(&stage.pod, &Rules::deny());
+        assert_eq!(stage.pod.exchange(id, SILENCE_MILLIS), Outcome::Timeout);
+        assert!(stage.denied(Reason::DefaultDeny) >= 1);
+        assert_eq!(counted(&stage, Verdict::Deny, Reason::UnknownPod), 0);
+    }
 }
 
 #[test]

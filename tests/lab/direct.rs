@@ -12,7 +12,7 @@ use egress_agent::kernel::{
 };
 use egress_common::{
     config::setting,
-    endpoint::{Endpoint, UNGOVERNED, flags},
+    endpoint::{Endpoint, UNGOVERNED, UNPROTECTED, flags},
     maps::Counter,
     policy::{
         AddressKey, HIGHEST_PORT_KEY, ICMP, LOWEST_PORT_KEY, NEVER, NO_RULE, RuleEntry, Span, TCP, UDP,
@@ -276,6 +276,15 @@ impl Direct {
     /// When the kernel refuses.
     pub fn leave(&mut self, pod: &Pod) {
         self.maps.bind(pod.id, UNGOVERNED).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Makes a pod known as one whose policy is not, and which passes until it is.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    pub fn unprotected(&mut self, pod: &Pod) {
+        self.maps.bind(pod.id, UNPROTECTED).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// The counter of a pod (or of unknown pods) for a verdict and reason.

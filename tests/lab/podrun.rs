@@ -1,20 +1,23 @@
 //! A process for the lab: it plays a container, a server outside, or the keeper that cleans up after the lab.
 //!
 //! `podrun host own` makes a network namespace of its own, `podrun host shared` stays in the one it was started in; both
-//! then do what they are asked to, a JSON object a line, until their input ends. `podrun keeper` is described in `keeper.rs`.
+//! then do what they are asked to, a JSON object a line, until their input ends. `podrun forge FROM TO` is what
+//! [`Request::Forge`] starts. `podrun keeper` is described in `keeper.rs`.
 
 use std::{
     collections::BTreeMap,
     env,
+    ffi::CString,
+    fs,
     io::{self, BufRead, Read, Write},
     mem::MaybeUninit,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
-    process::{self, ExitCode},
+    process::{self, Command, ExitCode},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -35,7 +38,8 @@ fn main() -> ExitCode {
         ["keeper"] => keeper::run(),
         ["host", "own"] => unshare().and_then(|()| host()),
         ["host", "shared"] => host(),
-        _ => Err(io::Error::other("usage: podrun host own|shared, or podrun keeper")),
+        ["forge", from, to] => forge(from, to),
+        _ => Err(io::Error::other("usage: podrun host own|shared, podrun forge FROM TO, or podrun keeper")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,6 +72,80 @@ fn host() -> io::Result<()> {
     }
     // Without waiting for servers and workers.
     process::exit(0)
+}
+
+/// Receives, in a user and a network namespace made for that, a datagram that comes over a device and was written by hand.
+fn forge(from: &str, to: &str) -> io::Result<()> {
+    let parse = |text: &str| text.parse::<SocketAddrV4>().map_err(io::Error::other);
+    let (from, to) = (parse(from)?, parse(to)?);
+    let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+    // SAFETY: the process has one thread, and the call takes a number.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("0 {} 1", user.as_raw()))?;
+    fs::write("/proc/self/gid_map", format!("0 {} 1", group.as_raw()))?;
+    let address = format!("address add {}/32 dev inner", to.ip());
+    for command in [
+        "link set lo up",
+        "link add outer type veth peer name inner",
+        address.as_str(),
+        "link set outer up",
+        "link set inner up",
+        "route add default dev inner",
+    ] {
+        let status = Command::new("ip").args(command.split(' ')).status()?;
+        if !status.success() {
+            return Err(io::Error::other(format!("ip {command}: {status}")));
+        }
+    }
+    let receiver = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    receiver.bind(&SocketAddr::from(to).into())?;
+    let mut forged = packet::V4::plain(17).packet(*from.ip(), *to.ip(), &packet::udp(from.into(), to.into()));
+    // What the kernel does for packets of raw IP sockets.
+    let sum: u32 = forged[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("ten small numbers carry once");
+    forged[10..12].copy_from_slice(&(!folded).to_be_bytes());
+    send_frame("outer", &forged)?;
+    match receive(&receiver, Duration::from_secs(5))? {
+        Some(sender) if sender == SocketAddr::from(from) => Ok(()),
+        other => Err(io::Error::other(format!("the datagram came from {other:?}"))),
+    }
+}
+
+/// Sends an IPv4 packet as a broadcast frame, past the IP layer.
+fn send_frame(device: &str, packet: &[u8]) -> io::Result<()> {
+    let name = CString::new(device).map_err(io::Error::other)?;
+    // SAFETY: a string that ends in zero and lives as long as the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    // SAFETY: a call that takes numbers.
+    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if index == 0 || raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    // SAFETY: a struct of integers, for which zero is a value.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = u16::try_from(libc::AF_PACKET).expect("the family is a small number");
+    to.sll_protocol = 0x0800_u16.to_be();
+    to.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+    to.sll_halen = 6;
+    to.sll_addr = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+    let length = libc::socklen_t::try_from(size_of_val(&to)).expect("the struct is small");
+    // SAFETY: the kernel reads `packet` and `length` bytes of the address, both of which are there.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+            (&raw const to).cast(),
+            length,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -125,6 +203,28 @@ impl Host {
                 socket.connect_timeout(&target(to, mapped).into(), Duration::from_millis(millis))?;
                 socket.set_tcp_nodelay(true)?;
                 Ok(self.keep(socket))
+            }
+            Request::ConnectFrom { from, to, options, millis } => {
+                let socket = new_socket(to, false, Type::STREAM)?;
+                socket.set_reuse_address(true)?;
+                set_options(&socket, &options)?;
+                socket.bind(&from.into())?;
+                socket.connect_timeout(&to.into(), Duration::from_millis(millis))?;
+                Ok(self.keep(socket))
+            }
+            Request::TurnListener { id } => {
+                let socket = self.socket(id)?;
+                disconnect(socket)?;
+                socket.listen(16)?;
+                Ok(Reply::new(Outcome::Ok))
+            }
+            Request::Forge { from, to } => {
+                let mut child = Command::new(env::current_exe()?);
+                let status = child.arg("forge").arg(from.to_string()).arg(to.to_string()).status()?;
+                if !status.success() {
+                    return Err(io::Error::other(format!("podrun forge: {status}")));
+                }
+                Ok(Reply::new(Outcome::Ok))
             }
             Request::Reconnect { id, to, millis } => {
                 let socket = self.socket(id)?;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     path::PathBuf,
 };
 
@@ -37,6 +37,29 @@ pub enum Request {
         options: Vec<SocketOption>,
         /// How long to wait.
         millis: u64,
+    },
+    /// Connects a new TCP socket that is bound first.
+    ConnectFrom {
+        /// What it is bound to.
+        from: SocketAddr,
+        /// Where to.
+        to: SocketAddr,
+        /// Socket options to set before.
+        options: Vec<SocketOption>,
+        /// How long to wait.
+        millis: u64,
+    },
+    /// Dissolves the association of a TCP socket with `connect(AF_UNSPEC)` and makes it a listener, which does not echo.
+    TurnListener {
+        /// The socket.
+        id: u64,
+    },
+    /// Has a process make a user and a network namespace of its own, and receive a forged datagram there.
+    Forge {
+        /// Where the datagram says it comes from.
+        from: SocketAddrV4,
+        /// Where a socket receives it.
+        to: SocketAddrV4,
     },
     /// Dissolves the association of a TCP socket with `connect(AF_UNSPEC)` and connects it elsewhere.
     Reconnect {
