@@ -32,7 +32,7 @@ pub mod name {
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// HASH: [`crate::policy::AddressKey`] to [`crate::policy::Span`].
     pub const EXACT: &str = "EXACT";
-    /// LPM_TRIE: prefix length and [`crate::policy::AddressKey`] to [`crate::policy::Span`].
+    /// LPM_TRIE: prefix length and [`crate::policy::AddressKey`], as [`crate::policy::in_trie`] makes them, to [`crate::policy::Span`].
     pub const PREFIXES: &str = "PREFIXES";
     /// ARRAY: index to [`crate::policy::RuleEntry`].
     pub const RULES: &str = "RULES";

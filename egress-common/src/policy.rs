@@ -5,27 +5,62 @@
 //! only one that can match. Everything that several rules say about one address and port is folded into that entry when
 //! the set is compiled; the kernel never combines.
 
+use crate::V4_MAPPED_WORD;
+
 /// The slot number that stands for no rule.
 pub const NO_RULE: u32 = 0;
 
 /// A deadline that is never reached.
 pub const NEVER: u64 = u64::MAX;
 
-/// Which set, which address. The key of the exact map, and the data behind the prefix length in the LPM map.
+/// Which set, which address. The key of the exact map; in the LPM map it stands in another form, see [`in_trie`].
 ///
-/// In the LPM map the prefix length counts from the first bit of `set`: 32 bits of set, then the address; every entry has at
-/// least 32. The lookup uses [`ADDRESS_KEY_BITS`]. One LPM lookup follows one exact lookup, and an exact hit is final.
+/// A prefix length counts from the first bit of `set`: 32 bits of set, then the address; every entry has at least 32. One LPM
+/// lookup follows one exact lookup, and an exact hit is final.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AddressKey {
-    /// Policy set id, native byte order; 0 is never a set. Written by the agent.
+    /// Policy set id, native byte order; 0 is never a set, and [`TRIE_IPV4`] is in none. Written by the agent.
     pub set: u32,
     /// Destination, network byte order in memory; IPv4 as `::ffff:a.b.c.d`.
     pub address: [u32; 4],
 }
 
-/// The prefix length of a whole [`AddressKey`], in bits.
+/// The prefix length of a whole [`AddressKey`], in bits: what a lookup of an IPv6 address asks with.
 pub const ADDRESS_KEY_BITS: u32 = 160;
+
+/// The bit of the set id that tells IPv4 from IPv6 in the LPM map.
+pub const TRIE_IPV4: u32 = 1 << 31;
+
+/// The prefix length of a set id and an IPv4 address: what a lookup of one asks with.
+pub const TRIE_IPV4_BITS: u32 = 64;
+
+/// How many bits of a mapped IPv4 address say that it is one.
+const MAPPED_BITS: u32 = 96;
+
+/// Returns a prefix in the form the LPM map holds it: of IPv4, the address stands right behind the set id, which has the bit
+/// [`TRIE_IPV4`], and the prefix is 96 bits shorter.
+///
+/// The kernel compares eight bytes, then four at a time, at each node of its walk. So an IPv4 address takes one step and not
+/// four.
+#[must_use]
+pub const fn in_trie(bits: u32, key: AddressKey) -> (u32, AddressKey) {
+    let [first, second, third, fourth] = key.address;
+    if first | second != 0 || third != V4_MAPPED_WORD || bits < 32 + MAPPED_BITS {
+        return (bits, key);
+    }
+    (bits - MAPPED_BITS, AddressKey { set: key.set | TRIE_IPV4, address: [fourth, 0, 0, 0] })
+}
+
+/// The inverse of [`in_trie`].
+#[must_use]
+pub const fn out_of_trie(bits: u32, key: AddressKey) -> (u32, AddressKey) {
+    if key.set & TRIE_IPV4 == 0 {
+        return (bits, key);
+    }
+    let address = [0, 0, V4_MAPPED_WORD, key.address[0]];
+    (bits + MAPPED_BITS, AddressKey { set: key.set & !TRIE_IPV4, address })
+}
 
 /// Where the rules of an address stand in the rules map. The value of the exact and the LPM map.
 #[repr(C)]
@@ -106,6 +141,7 @@ pub const fn normal_protocol(protocol: u8, ipv6: bool) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{v4_mapped, words};
     use core::mem::{offset_of, size_of};
 
     #[test]
@@ -117,6 +153,28 @@ mod tests {
         assert_eq!(size_of::<RuleEntry>(), 56);
         assert_eq!(offset_of!(RuleEntry, rules), 8);
         assert_eq!(offset_of!(RuleEntry, deadlines), 24);
+    }
+
+    #[test]
+    fn a_prefix_comes_out_of_the_trie_as_it_went_in() {
+        let key = |octets| AddressKey { set: 7, address: words(octets) };
+        let v4 = AddressKey { set: 7, address: v4_mapped([192, 0, 2, 0]) };
+        assert_eq!(
+            in_trie(32 + 96 + 24, v4),
+            (56, AddressKey { set: 7 | TRIE_IPV4, address: [u32::from_ne_bytes([192, 0, 2, 0]), 0, 0, 0] })
+        );
+        let all_v4 = AddressKey { set: 7, address: v4_mapped([0; 4]) };
+        assert_eq!(in_trie(128, all_v4).0, 32, "the set and the family are always compared");
+        assert_eq!(in_trie(160, v4).0, TRIE_IPV4_BITS);
+        let mut v6 = [0; 16];
+        v6[..4].copy_from_slice(&[0x20, 1, 0xd, 0xb8]);
+        for (bits, plain) in [(32, key([0; 16])), (64, key(v6)), (160, key(v6)), (127, all_v4)] {
+            assert_eq!(in_trie(bits, plain), (bits, plain), "IPv6 stays as it is");
+        }
+        for (bits, plain) in [(128, all_v4), (152, v4), (160, v4), (32, key([0; 16])), (64, key(v6))] {
+            let (trie_bits, trie) = in_trie(bits, plain);
+            assert_eq!(out_of_trie(trie_bits, trie), (bits, plain));
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
         packet.ipv6,
     );
     // 7.
-    if decision.verdict != Verdict::Allow && socket::is_datagram_reply(skb.socket_cookie(), &packet) {
+    if decision.verdict != Verdict::Allow && socket::is_datagram_reply(|| skb.socket_cookie(), &packet) {
         return conclude(&occasion, fixed(Verdict::Allow, Reason::Reply));
     }
     if decision.verdict != Verdict::Deny
@@ -132,7 +132,7 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
     }
     if decision.verdict == Verdict::Audit {
         // The answer must not turn the rest of the flow into replies, unseen by the audit and by what is enforced later.
-        socket::note_own_datagram(skb.socket_cookie(), &packet);
+        socket::note_own_datagram(|| skb.socket_cookie(), &packet);
     }
     conclude(&occasion, decision)
 }
@@ -281,7 +281,7 @@ fn judge_call(call: Call, hook: Hook) -> i32 {
     if decision.verdict != Verdict::Deny {
         return PASS;
     }
-    if matches!(hook, Hook::Sendmsg) && socket::is_datagram_reply(call.socket_cookie(), &packet) {
+    if matches!(hook, Hook::Sendmsg) && socket::is_datagram_reply(|| call.socket_cookie(), &packet) {
         return PASS;
     }
     let occasion = Occasion { cgroup, slot, hook, packet: &packet, length: 0 };

@@ -6,7 +6,9 @@ use egress_common::{
     config::setting as index,
     decide::{Clock, decide},
     endpoint::{Endpoint, flags},
-    policy::{ADDRESS_KEY_BITS, AddressKey, RuleEntry, Span, normal_protocol, port_key},
+    policy::{
+        ADDRESS_KEY_BITS, AddressKey, RuleEntry, Span, TRIE_IPV4, TRIE_IPV4_BITS, normal_protocol, port_key,
+    },
     verdict::Decision,
 };
 
@@ -84,11 +86,11 @@ pub fn judge(
     ipv6: bool,
 ) -> Decision {
     let key = port_key(normal_protocol(protocol, ipv6), u16::from_be(port_be));
-    decide(find(endpoint, destination, key), endpoint, &Ticks)
+    decide(find(endpoint, destination, key, ipv6), endpoint, &Ticks)
 }
 
 #[inline(always)]
-fn find(endpoint: &Endpoint, destination: &[u32; 4], key: u32) -> Option<&'static RuleEntry> {
+fn find(endpoint: &Endpoint, destination: &[u32; 4], key: u32, ipv6: bool) -> Option<&'static RuleEntry> {
     let address = AddressKey { set: endpoint.set, address: *destination };
     let mut span: Option<&Span> = None;
     if endpoint.flags & flags::HAS_EXACT != 0 {
@@ -96,10 +98,52 @@ fn find(endpoint: &Endpoint, destination: &[u32; 4], key: u32) -> Option<&'stati
         span = unsafe { EXACT.get(address) };
     }
     if span.is_none() && endpoint.flags & flags::HAS_PREFIXES != 0 {
-        span = PREFIXES.get(&Key::new(ADDRESS_KEY_BITS, address));
+        span = PREFIXES.get(TrieKey::new(endpoint.set, destination, ipv6).as_key());
     }
     let span = span?;
     search(span.offset, span.length, key)
+}
+
+/// A key of the LPM map, in the form [`egress_common::policy::in_trie`] gives prefixes.
+///
+/// The kernel reads set and first word in one load of eight bytes. They are written as one, too: a load that takes its bytes
+/// from two recent stores has to wait for both to reach the cache.
+#[repr(C, align(8))]
+struct TrieKey {
+    /// Moves what follows the prefix length to a multiple of eight.
+    pad: u32,
+    bits: u32,
+    set_and_first: u64,
+    rest: [u32; 3],
+}
+
+const _: () = assert!(cfg!(target_endian = "little"), "`set_and_first` has the set in its first bytes");
+const _: () = assert!(
+    core::mem::offset_of!(TrieKey, rest) - core::mem::offset_of!(TrieKey, bits) + size_of::<[u32; 3]>()
+        == size_of::<Key<AddressKey>>()
+);
+
+impl TrieKey {
+    #[inline(always)]
+    fn new(set: u32, address: &[u32; 4], ipv6: bool) -> Self {
+        let join = |set: u32, first: u32| u64::from(set) | (u64::from(first) << 32);
+        if ipv6 {
+            let [first, second, third, fourth] = *address;
+            let rest = [second, third, fourth];
+            Self { pad: 0, bits: ADDRESS_KEY_BITS, set_and_first: join(set, first), rest }
+        } else {
+            let set_and_first = join(set | TRIE_IPV4, address[3]);
+            Self { pad: 0, bits: TRIE_IPV4_BITS, set_and_first, rest: [0; 3] }
+        }
+    }
+
+    #[inline(always)]
+    fn as_key(&self) -> &Key<AddressKey> {
+        let behind_pad = core::mem::offset_of!(Self, bits);
+        // SAFETY: from `bits` on the fields have the size and the meaning of those of a key, without padding between them; the
+        // whole of `self` is borrowed.
+        unsafe { &*core::ptr::from_ref(self).byte_add(behind_pad).cast() }
+    }
 }
 
 /// Finds the entry that holds `key` among `length` sorted, disjoint ones from `offset` on.

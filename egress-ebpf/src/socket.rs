@@ -266,18 +266,23 @@ pub fn keep(
     true
 }
 
-/// What names a peer of a datagram socket; `None` for other protocols.
+/// What names a peer of a datagram socket; `None` for other protocols, of whose sockets the cookie is not asked.
 #[inline(always)]
-fn reply_key(cookie: u64, remote: &[u32; 4], remote_port_be: u16, protocol: u8) -> Option<ReplyKey> {
+fn reply_key(
+    cookie: impl FnOnce() -> u64,
+    remote: &[u32; 4],
+    remote_port_be: u16,
+    protocol: u8,
+) -> Option<ReplyKey> {
     if protocol != UDP && protocol != SCTP {
         return None;
     }
-    Some(ReplyKey { cookie, remote: *remote, remote_port_be, protocol, pad: [0; 5] })
+    Some(ReplyKey { cookie: cookie(), remote: *remote, remote_port_be, protocol, pad: [0; 5] })
 }
 
 /// Whether the peer wrote to this socket of late, before the socket wrote to it.
 #[inline(always)]
-pub fn is_datagram_reply(cookie: u64, packet: &Packet) -> bool {
+pub fn is_datagram_reply(cookie: impl FnOnce() -> u64, packet: &Packet) -> bool {
     let Some(key) = reply_key(cookie, &packet.destination, packet.destination_port_be, packet.protocol)
     else {
         return false;
@@ -298,14 +303,14 @@ fn is_recent(seen: u64) -> bool {
 /// Who wrote first stays as it is until neither has been heard of for the window.
 #[inline(always)]
 pub fn remember_datagram(cookie: u64, packet: &Packet, answers: impl FnOnce() -> bool) {
-    if let Some(key) = reply_key(cookie, &packet.source, packet.source_port_be, packet.protocol) {
+    if let Some(key) = reply_key(|| cookie, &packet.source, packet.source_port_be, packet.protocol) {
         note(key, answers);
     }
 }
 
 /// Remembers that a socket wrote to a peer, unless the peer wrote first.
 #[inline(always)]
-pub fn note_own_datagram(cookie: u64, packet: &Packet) {
+pub fn note_own_datagram(cookie: impl FnOnce() -> u64, packet: &Packet) {
     if let Some(key) = reply_key(cookie, &packet.destination, packet.destination_port_be, packet.protocol) {
         note(key, || true);
     }

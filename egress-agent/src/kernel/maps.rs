@@ -12,7 +12,7 @@ use aya::maps::{
 use egress_common::{
     endpoint::{Endpoint, record_index},
     maps::{Counter, name, node_counter},
-    policy::{AddressKey, RuleEntry, Span},
+    policy::{AddressKey, RuleEntry, Span, in_trie, out_of_trie},
     verdict::CLASSES,
 };
 
@@ -51,6 +51,13 @@ struct Batch {
 struct PrefixKey {
     bits: u32,
     key: AddressKey,
+}
+
+impl PrefixKey {
+    fn new(bits: u32, key: AddressKey) -> Self {
+        let (bits, key) = in_trie(bits, key);
+        Self { bits, key }
+    }
 }
 
 // SAFETY: `repr(C)`, `Copy`, six words of 32 bits without padding, every bit pattern a value.
@@ -192,7 +199,7 @@ impl Maps {
             }
         }
         let (keys, spans): (Vec<PrefixKey>, Vec<Span>) =
-            prefixes.iter().map(|(bits, key, span)| (PrefixKey { bits: *bits, key: *key }, *span)).unzip();
+            prefixes.iter().map(|(bits, key, span)| (PrefixKey::new(*bits, *key), *span)).unzip();
         if bpf::update_batch(self.batch.prefixes.as_fd(), &keys, &spans).is_err() {
             for (bits, key, span) in prefixes {
                 self.write_prefix(*bits, *key, *span)?;
@@ -227,6 +234,7 @@ impl Maps {
     ///
     /// [`Refused`], also when the map is full.
     pub fn write_prefix(&mut self, bits: u32, key: AddressKey, span: Span) -> Result<(), Refused> {
+        let PrefixKey { bits, key } = PrefixKey::new(bits, key);
         self.prefixes.insert(&Key::new(bits, key), span, 0).map_err(refused(name::PREFIXES))
     }
 
@@ -245,6 +253,7 @@ impl Maps {
     ///
     /// [`Refused`].
     pub fn remove_prefix(&mut self, bits: u32, key: AddressKey) -> Result<(), Refused> {
+        let PrefixKey { bits, key } = PrefixKey::new(bits, key);
         absent_is_fine(self.prefixes.remove(&Key::new(bits, key))).map_err(refused(name::PREFIXES))
     }
 
@@ -324,7 +333,8 @@ impl Maps {
         }
         for entry in self.prefixes.iter() {
             let (key, span) = entry.map_err(refused(name::PREFIXES))?;
-            contents.prefixes.push((key.prefix_len(), key.data(), span));
+            let (bits, key) = out_of_trie(key.prefix_len(), key.data());
+            contents.prefixes.push((bits, key, span));
         }
         for slot in 1..self.rule_identities.len() {
             let identity = self.rule_identities.get(&slot, 0).map_err(refused(name::RULE_IDENTITIES))?;

@@ -10,7 +10,7 @@ use egress_common::{
     endpoint::{Endpoint, flags},
     maps::{capacity, name},
     octets,
-    policy::{AddressKey, NO_RULE, RuleEntry, Span},
+    policy::{AddressKey, NO_RULE, RuleEntry, Span, TRIE_IPV4},
     words,
 };
 
@@ -419,7 +419,7 @@ impl Allocator {
         let Full { map, needed: new, free, capacity } = self.slots.full(new);
         Full::check(map, new, free, capacity)?;
         // The last id is never given away, so that the next one can always be counted.
-        Full::check("set ids", 1, u32::MAX - self.next_id, u32::MAX)?;
+        Full::check("set ids", 1, TRIE_IPV4.saturating_sub(self.next_id), TRIE_IPV4)?;
 
         let id = self.next_id;
         self.next_id += 1;

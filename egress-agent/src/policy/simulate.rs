@@ -142,12 +142,18 @@ fn prefix(octets: [u8; 16], length: u8) -> [u8; 16] {
     (u128::from_be_bytes(octets) & mask).to_be_bytes()
 }
 
+/// Returns the shortest prefix a lookup of an address may meet: IPv4 does not see the IPv6 prefixes around its room.
+fn shortest(octets: [u8; 16]) -> u8 {
+    const ROOM: u8 = 96;
+    if prefix(octets, ROOM) == key_octets(Ipv4Addr::UNSPECIFIED.into()) { ROOM } else { 0 }
+}
+
 /// The exact map, then the longest prefix.
 fn list_of(set: &PolicySet, octets: [u8; 16]) -> Option<u32> {
     if let Ok(place) = set.exact.binary_search_by_key(&octets, |(address, _)| *address) {
         return Some(set.exact[place].1);
     }
-    (0..=128).rev().find_map(|length| {
+    (shortest(octets)..=128).rev().find_map(|length| {
         let wanted = (prefix(octets, length), length);
         let place = set.prefixes.binary_search_by_key(&wanted, |(address, length, _)| (*address, *length));
         place.ok().map(|place| set.prefixes[place].2)
@@ -166,7 +172,9 @@ fn span_of(set: &Numbered, has: u32, key: AddressKey) -> Option<Span> {
     }
     let octets = egress_common::octets(key.address);
     let holds = |bits: u32, address: [u32; 4]| {
-        u8::try_from(bits - 32).is_ok_and(|length| prefix(octets, length) == egress_common::octets(address))
+        u8::try_from(bits - 32).is_ok_and(|length| {
+            length >= shortest(octets) && prefix(octets, length) == egress_common::octets(address)
+        })
     };
     let around =
         set.prefixes.iter().filter(|(bits, around, _)| around.set == key.set && holds(*bits, around.address));

@@ -12,8 +12,8 @@
 //! that needs more than [`MAX_WORK`], [`MAX_MARKS`] or [`MAX_ENTRIES`] is given up. The count depends on the set alone, so
 //! every run comes to the same end.
 //!
-//! IPv4 lives inside `::ffff:0:0/96` of the same 128-bit space. The families are walked apart; an IPv6 prefix around that room
-//! would be inherited by IPv4 lookups, so IPv4 then gets an entry for its whole room.
+//! IPv4 lives inside `::ffff:0:0/96` of the same 128-bit space. The families are walked apart, and an IPv4 lookup does not see
+//! the IPv6 prefixes around that room.
 
 use std::{
     cmp::Reverse,
@@ -274,13 +274,7 @@ pub(super) fn fold(mut grants: Grants) -> Result<Folded, TooLarge> {
         prefixes: Vec::new(),
     };
     walk.family(&mut v6, (0, 0), EMPTY)?;
-    let around_v4 = walk
-        .prefixes
-        .iter()
-        .filter(|(address, length, _)| *length < V4_LENGTH && V4_ROOM & mask(*length) == *address)
-        .max_by_key(|(_, length, _)| *length)
-        .map_or(EMPTY, |(_, _, list)| *list);
-    walk.family(&mut v4, (V4_ROOM, V4_LENGTH), around_v4)?;
+    walk.family(&mut v4, (V4_ROOM, V4_LENGTH), EMPTY)?;
     let Walk { prefixes, lists, .. } = walk;
     Ok(Folded { prefixes, lists })
 }
