@@ -5,6 +5,7 @@
 //! The machine's own network namespace stays untouched, and a [`keeper::Keeper`] removes everything, however the lab ends.
 
 pub mod agent;
+pub mod api;
 pub mod direct;
 pub mod keeper;
 pub mod packet;
