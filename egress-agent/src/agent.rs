@@ -13,45 +13,65 @@ use std::{
 };
 
 use anyhow::Context as _;
-use egress_common::maps::node_counter;
-use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+use egress_common::config::setting;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 use tracing::{debug, error, info, warn};
 
 #[cfg(feature = "debug-log")]
 use crate::kernel::debug_log::DebugLog;
 use crate::{
-    k8s::manifests::DirectorySource,
+    k8s::{
+        client::{self, Access, Contact},
+        manifests::DirectorySource,
+        source::{self, KubeSource, Message},
+    },
     kernel::{
         cgroup::{self, Kubepods, PodCgroup},
         clock::{self, ClockWatch},
         engine::{Engine, EngineError},
-        events::{Denial, Events, protocol_name},
+        events::{Denial, Events},
         loader::{self, Capacities, Options},
         maps::Maps,
         object,
     },
     policy::{
-        cluster::{NsName, Pod, Settings},
+        cluster::{Cluster, NsName, Pod, Settings},
         compile::{self, Compiled},
+        demand::{self, Demand},
         diff::Wanted,
         document,
-        index::{InForce, Index},
-        model::{PolicyKind, RuleName, RulePart},
+        index::{Change, InForce, Index},
+        model::PolicyKind,
     },
     telemetry::{
         log::{self, Lines},
-        metrics::{self, Destination, Family, Histogram, MapUse, PodCounters, PolicyErrors},
+        metrics::{self, Histogram},
         server::{self, Health, Limits},
     },
     watch::Watch,
 };
 
+use self::{
+    binding::{claims, own_cgroup, strictest},
+    kept::Keeper,
+    report::EventLine,
+};
+
+mod binding;
+mod kept;
+mod report;
+
 /// How to run; see the flags of `egress-agent agent`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// File or directory of manifests.
-    pub manifests: PathBuf,
+    /// Where the state of the cluster comes from.
+    pub source: SourceConfig,
+    /// The UID of the pod this process runs in, if it does. Its own cgroup is never judged: an agent that its own programs keep
+    /// from the API server could not learn otherwise.
+    pub own_uid: Option<String>,
     /// The kubepods cgroup, if told.
     pub kubepods: Option<PathBuf>,
     /// Where to pin, if at all.
@@ -72,12 +92,32 @@ pub struct Config {
     pub capacities: Capacities,
     /// Whether events go to standard output.
     pub print_events: bool,
+    /// Whether everything that is pinned is removed at the end.
+    pub cleanup_on_exit: bool,
+}
+
+/// Where the state of the cluster comes from.
+#[derive(Clone, Debug)]
+pub enum SourceConfig {
+    /// Manifests in a file, or in a directory.
+    Directory(PathBuf),
+    /// An API server.
+    Kube {
+        /// Where it is, and who asks.
+        access: Access,
+        /// The name of this node.
+        node: String,
+        /// A file with the last good state, for a start without an API server.
+        snapshot: Option<PathBuf>,
+    },
 }
 
 /// How often everything is checked.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long after a change the directory must be quiet before it is read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(3);
+/// How often it is seen whether the state is to be kept.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the last lines may take that are written at the end.
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// No longer than this, however busy the directory is.
@@ -89,17 +129,30 @@ const NO_CGROUP: &str = "cgroup";
 const INCOMPLETE: &str = "manifests";
 const NOT_WATCHED: &str = "watch";
 const NOT_PINNED: &str = "pins";
+const NOT_SYNCED: &str = "sync";
+const WAITING: &str = "waiting";
 
 /// How many findings of one policy, or errors of one file, the log names.
 const MOST_FINDINGS: usize = 5;
+/// How many messages of the API server are taken before the kernel is brought up to date.
+const MOST_MESSAGES: usize = 4096;
+/// The label of a namespace that says how its pods start, and its values.
+pub const POD_START: (&str, &str, &str) = ("egress-agent.dev/pod-start", "strict", "standard");
 /// How many events may wait for whoever reads standard output.
 const WAITING_EVENTS: usize = 4096;
+
+/// The state of the cluster, as it comes.
+enum Source {
+    Directory(DirectorySource),
+    Kube(Box<KubeSource>),
+}
 
 /// A governed or known pod on this node.
 #[derive(Clone, Debug)]
 struct LocalPod {
     id: NsName,
     workload: String,
+    uid: String,
 }
 
 /// Everything that changes.
@@ -112,7 +165,7 @@ struct Node {
     /// Counts the reloads that changed the cluster; the index does not tell which part of it.
     generations: compile::Generations,
     index: Index,
-    source: DirectorySource,
+    source: Source,
     /// Pod cgroups by pod UID.
     cgroups: BTreeMap<String, PodCgroup>,
     /// Pods by cgroup id.
@@ -142,6 +195,24 @@ struct Node {
     wrong: BTreeSet<String>,
     /// The last attempt failed or did not fit, so it is repeated at the next check.
     retry: bool,
+    /// The contact with the API server, if there is one.
+    contact: Option<Arc<Contact>>,
+    /// Keeps the last good state in a file.
+    keeper: Option<Keeper>,
+    /// When the state in use was written, if it came from that file and the API server has not been heard in full since.
+    restored: Option<u64>,
+    /// The cgroup of the pod this process runs in.
+    own: Option<u64>,
+    /// How often programs or pins were found changed and put right.
+    repairs: u64,
+    /// The programs are attached.
+    attached: bool,
+    /// What was said last of watches that fail and objects that cannot be read.
+    unheard: BTreeSet<String>,
+    /// What the policies in force need to know of the cluster.
+    demand: Demand,
+    /// Whether pods nobody knows are denied: because this node says so, or a namespace.
+    strict: bool,
 }
 
 impl fmt::Debug for Node {
@@ -150,7 +221,13 @@ impl fmt::Debug for Node {
     }
 }
 
-/// Runs until SIGTERM or SIGINT. What is pinned goes on enforcing afterwards.
+/// What wakes the agent, besides its clocks: whichever of the two its source has.
+struct Inputs {
+    manifests: Option<Watch>,
+    news: Option<mpsc::Receiver<Message>>,
+}
+
+/// Runs until SIGTERM or SIGINT. What is pinned goes on enforcing afterwards, unless it is to be cleaned up.
 ///
 /// # Errors
 ///
@@ -161,10 +238,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listener = server::listen(config.listen).await?;
     info!(address = %config.listen, "serving metrics and health");
 
-    let mut manifests = Watch::new(&config.manifests)
-        .with_context(|| format!("watching manifests {}", config.manifests.display()))?;
+    let (pins, cleanup) = (config.pins.clone(), config.cleanup_on_exit);
     let health = Arc::new(Health::new(CHECK_EVERY * 6));
-    let mut node = Node::start(config, Arc::clone(&health))?;
+    let (mut node, mut inputs) = Node::start(config, Arc::clone(&health)).await?;
     let mut pods = Some(cgroup::Watcher::new(&node.kubepods)?);
     let mut events =
         Events::new(Maps::events(node.engine.datapath_mut())?).context("watching the ring of events")?;
@@ -180,24 +256,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         None => warn!("this agent prints what a debug object logs, and the object was built without a log"),
     }
-
-    let began = Instant::now();
-    node.scan();
-    node.reload();
-    // Policies first, then programs: no packet meets a program that does not know its pod's policy yet.
-    node.apply(began);
-    let kubepods = node.kubepods.clone();
-    node.engine.attach(&kubepods)?;
-    health.clear(server::STARTING);
-    info!(
-        kubepods = %kubepods.path.display(),
-        pods = node.pods.len(),
-        hz = node.engine.datapath().hz,
-        taken_over = node.engine.datapath().taken_over,
-        milliseconds = began.elapsed().as_millis(),
-        "{}",
-        if node.health.reasons().is_empty() { "policies are in force" } else { "running, but not ready" }
-    );
+    node.begin()?;
 
     let node = Arc::new(Mutex::new(node));
     let collect = {
@@ -214,6 +273,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }));
     let mut check = tokio::time::interval(CHECK_EVERY);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut keep = tokio::time::interval(KEEP_EVERY);
+    keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let keeps = lock(&node).keeper.is_some();
 
     loop {
         tokio::select! {
@@ -222,7 +284,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             _ = check.tick() => {
                 let mut node = lock(&node);
-                let watched = watch_again(&mut pods, &mut manifests, &node.kubepods);
+                let watched = watch_again(&mut pods, inputs.manifests.as_mut(), &node.kubepods);
                 node.watched(watched);
                 node.check();
                 health.beat();
@@ -247,8 +309,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     }
                 }
             }
-            changed = manifests.changed() => {
+            changed = manifests_changed(&mut inputs.manifests) => {
                 let began = Instant::now();
+                let manifests = inputs.manifests.as_mut().expect("it has just spoken");
                 let mut watched = changed;
                 while watched.is_ok() && began.elapsed() < NOT_LONGER {
                     match tokio::time::timeout(QUIET, manifests.changed()).await {
@@ -262,24 +325,60 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     node.apply(began);
                 }
             }
+            message = next(&mut inputs.news) => {
+                let news = inputs.news.as_mut().expect("it has just spoken");
+                lock(&node).take(message, news)?;
+            }
             received = events.receive(|denial| lock(&node).tell(&denial)) => {
                 let received = received.context("reading events")?;
                 if received.malformed > 0 {
                     lock(&node).events_dropped += received.malformed as u64;
                 }
             }
+            _ = keep.tick(), if keeps => lock(&node).keep(),
         }
     }
-    info!("stopping; what is pinned stays in force");
     if stop.send(()).is_err() {
         debug!("the server had ended before");
     }
     server.await.context("stopping the server")??;
+    if let Some(keeping) = lock(&node).keep_last() {
+        keeping.await.context("writing the last snapshot")?;
+    }
+    drop(events);
+    let events = lock(&node).events.take();
+    drop(node);
+    match pins.filter(|_| cleanup) {
+        Some(pins) => {
+            let removed = loader::unload(&pins)?;
+            info!(
+                pins = removed.len(),
+                "stopping; everything that was pinned is removed, and nothing is enforced any more"
+            );
+        }
+        None => info!("stopping; what is pinned stays in force"),
+    }
     log::flush(LAST_LINES);
-    if let Some(events) = &lock(&node).events {
+    if let Some(events) = events {
         events.flush(LAST_LINES);
     }
     Ok(())
+}
+
+/// Waits for a change of the manifests; for ever where there are none.
+async fn manifests_changed(manifests: &mut Option<Watch>) -> std::io::Result<()> {
+    match manifests {
+        Some(manifests) => manifests.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a message; for ever where there is nobody to send one.
+async fn next(news: &mut Option<mpsc::Receiver<Message>>) -> Message {
+    match news {
+        Some(news) => news.recv().await.expect("the source, which sends, lives as long as the node"),
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for a change of the pods' cgroups; for ever while they are not watched.
@@ -293,13 +392,13 @@ async fn pods_changed(pods: &mut Option<cgroup::Watcher>) -> Result<(), cgroup::
 /// Watches again what is not watched, or not wholly.
 fn watch_again(
     pods: &mut Option<cgroup::Watcher>,
-    manifests: &mut Watch,
+    manifests: Option<&mut Watch>,
     kubepods: &Kubepods,
 ) -> anyhow::Result<()> {
     if pods.is_none() {
         *pods = Some(cgroup::Watcher::new(kubepods)?);
     }
-    manifests.renew().context("watching manifests")
+    manifests.map_or(Ok(()), |manifests| manifests.renew().context("watching manifests"))
 }
 
 /// Says what was not said before.
@@ -308,33 +407,6 @@ fn say(lines: BTreeSet<String>, said: &mut BTreeSet<String>, speak: fn(&str)) {
         speak(line);
     }
     *said = lines;
-}
-
-/// Returns the pods that each cgroup may belong to, by the cgroup's id and in the order of their names.
-///
-/// More than one is a mistake of whoever wrote the manifests. A static pod's cgroup is named after the hash of its manifest,
-/// which stands in an annotation of the pod the API shows for it; a pod that has that very UID comes first.
-fn claims<'a>(
-    pods: &'a BTreeMap<NsName, Pod>,
-    cgroups: &BTreeMap<String, PodCgroup>,
-) -> BTreeMap<u64, Vec<&'a NsName>> {
-    let uids: BTreeSet<&str> = pods.values().map(|pod| pod.uid.as_str()).collect();
-    let mut claims: BTreeMap<u64, Vec<&NsName>> = BTreeMap::new();
-    for (id, pod) in pods.iter().filter(|(_, pod)| !pod.finished) {
-        let hash = || Some(&pod.static_hash).filter(|hash| !hash.is_empty() && !uids.contains(hash.as_str()));
-        let cgroup = cgroups.get(&pod.uid).or_else(|| hash().and_then(|hash| cgroups.get(hash)));
-        if let Some(cgroup) = cgroup {
-            claims.entry(cgroup.id).or_default().push(id);
-        }
-    }
-    claims
-}
-
-/// Returns which of the pods that claim one cgroup it is taken for: the first that is governed, so that a pod nobody governs
-/// never opens one that somebody does.
-fn strictest<'a>(claimants: &[&'a NsName], compiled: &BTreeMap<NsName, Compiled>) -> Option<&'a NsName> {
-    let governed = |pod: &&&NsName| compiled.get(**pod).is_some_and(|compiled| compiled.set.is_some());
-    claimants.iter().find(governed).or(claimants.first()).copied()
 }
 
 /// Returns what of each key is worth a line: the first few, and how many more there are.
@@ -360,7 +432,17 @@ fn lock(node: &Mutex<Node>) -> MutexGuard<'_, Node> {
 }
 
 impl Node {
-    fn start(config: Config, health: Arc<Health>) -> anyhow::Result<Self> {
+    async fn start(config: Config, health: Arc<Health>) -> anyhow::Result<(Self, Inputs)> {
+        let mut inputs = Inputs { manifests: None, news: None };
+        let connected = match &config.source {
+            SourceConfig::Directory(path) => {
+                let watch =
+                    Watch::new(path).with_context(|| format!("watching manifests {}", path.display()))?;
+                inputs.manifests = Some(watch);
+                None
+            }
+            SourceConfig::Kube { access, .. } => Some(client::connect(access).await?),
+        };
         let kubepods = cgroup::find(config.kubepods.as_deref())?;
         if let Some(pins) = &config.pins
             && config.mount_bpffs
@@ -378,13 +460,17 @@ impl Node {
             keep_verdicts: true,
         };
         let engine = Engine::new(object, &options, config.strict, config.connect_hooks)?;
-        let source = DirectorySource::new(&config.manifests);
         let events = match config.print_events {
             true => Some(Lines::stdout(WAITING_EVENTS).context("writing events to standard output")?),
             false => None,
         };
         let adopted = engine.state().endpoints().keys().copied().collect();
-        Ok(Self {
+        let directory = match &config.source {
+            SourceConfig::Directory(path) => path.clone(),
+            SourceConfig::Kube { .. } => PathBuf::new(),
+        };
+        let mut node = Self {
+            strict: config.strict,
             config,
             kubepods,
             engine,
@@ -394,7 +480,7 @@ impl Node {
                 let parsed = document::parse(id, text);
                 (parsed.policy, parsed.findings)
             }),
-            source,
+            source: Source::Directory(DirectorySource::new(directory)),
             cgroups: BTreeMap::new(),
             pods: BTreeMap::new(),
             by_slot: BTreeMap::new(),
@@ -411,7 +497,202 @@ impl Node {
             remarked: BTreeSet::new(),
             wrong: BTreeSet::new(),
             retry: false,
-        })
+            contact: None,
+            keeper: None,
+            restored: None,
+            own: None,
+            repairs: 0,
+            attached: false,
+            unheard: BTreeSet::new(),
+            demand: Demand::default(),
+        };
+        node.scan();
+        if let Some((client, contact)) = connected {
+            node.contact = Some(contact);
+            // What keeps the programs of an earlier agent from judging this one, before it sends anything.
+            node.apply(Instant::now());
+            inputs.news = Some(node.follow(client)?);
+        }
+        Ok((node, inputs))
+    }
+
+    /// Starts to follow the API server, from the state that was kept if there is one.
+    fn follow(&mut self, client: kube::Client) -> anyhow::Result<mpsc::Receiver<Message>> {
+        let SourceConfig::Kube { node, snapshot, .. } = self.config.source.clone() else {
+            unreachable!("only a node with an API server follows one");
+        };
+        let options = source::Options {
+            node: node.clone(),
+            network_policies: self.config.settings.enforce_network_policy,
+        };
+        if let Some(path) = snapshot {
+            let (keeper, kept) = Keeper::open(path, node)?;
+            self.keeper = Some(keeper);
+            if let Some(kept) = kept {
+                info!(
+                    written = kept.written,
+                    objects = kept.objects.len(),
+                    "starting from the last good state, until the API server is heard"
+                );
+                for object in kept.objects {
+                    let change = self.index.apply(object);
+                    self.changed(change);
+                }
+                self.restored = Some(kept.written);
+                self.complete = true;
+            }
+        }
+        let (mut source, news) = KubeSource::start(client, options);
+        source.adopt(&self.index);
+        self.source = Source::Kube(Box::new(source));
+        Ok(news)
+    }
+
+    /// Puts the first state into force.
+    fn begin(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        self.scan();
+        self.reload();
+        // Policies first, then programs: no packet meets a program that does not know its pod's policy yet.
+        self.apply(began);
+        match self.source {
+            Source::Directory(_) => {}
+            Source::Kube(_) => {
+                self.report_sync();
+                if !self.complete && !self.engine.datapath().taken_over {
+                    info!("nothing is known of this node's policies yet; nothing is enforced before");
+                    return Ok(());
+                }
+            }
+        }
+        self.attach(began)
+    }
+
+    fn attach(&mut self, began: Instant) -> anyhow::Result<()> {
+        let kubepods = self.kubepods.clone();
+        self.engine.attach(&kubepods)?;
+        self.attached = true;
+        self.health.clear(server::STARTING);
+        info!(
+            kubepods = %kubepods.path.display(),
+            pods = self.pods.len(),
+            hz = self.engine.datapath().hz,
+            taken_over = self.engine.datapath().taken_over,
+            milliseconds = began.elapsed().as_millis(),
+            "{}",
+            if self.health.reasons().is_empty() { "policies are in force" } else { "running, but not ready" }
+        );
+        Ok(())
+    }
+
+    /// Takes a message, and those that wait behind it, and brings the kernel up to date with all of them.
+    fn take(&mut self, first: Message, news: &mut mpsc::Receiver<Message>) -> anyhow::Result<()> {
+        let began = first.at;
+        let (mut apply, mut status) = (false, false);
+        let mut message = Some(first);
+        let mut change = Change::NONE;
+        for _ in 0..MOST_MESSAGES {
+            let Some(next) = message.take() else { break };
+            let Source::Kube(source) = &mut self.source else { break };
+            let taken = source.take(next, &mut self.index);
+            change |= taken.change;
+            apply |= taken.apply;
+            status |= taken.status;
+            // Empty for now, or for ever: the next wait tells.
+            message = news.try_recv().ok();
+        }
+        if let Some(left) = message {
+            let Source::Kube(source) = &mut self.source else { return Ok(()) };
+            let taken = source.take(left, &mut self.index);
+            change |= taken.change;
+            apply |= taken.apply;
+            status |= taken.status;
+        }
+        self.changed(change);
+        if status {
+            self.report_sync();
+        }
+        if change.problems || status {
+            self.report_policies(BTreeSet::new());
+        }
+        if self.complete && (apply || status) {
+            self.apply(began);
+        }
+        if self.complete && !self.attached {
+            self.attach(began)?;
+        }
+        Ok(())
+    }
+
+    /// Counts what has changed, for the cache of compiled policies and for the kept state.
+    fn changed(&mut self, change: Change) {
+        if change.cluster {
+            self.generations.services += 1;
+            self.generations.others += 1;
+        }
+        if change.any()
+            && let Some(keeper) = &mut self.keeper
+        {
+            keeper.changed();
+        }
+    }
+
+    /// Sees what of the API server is known, and says what is not.
+    fn report_sync(&mut self) {
+        let Source::Kube(source) = &self.source else { return };
+        let status = source.status();
+        let synced = source.synced();
+        if synced {
+            if self.restored.take().is_some() {
+                info!("the API server was heard in full; the kept state is replaced");
+            }
+            if !self.complete {
+                info!(watches = status.len(), "the API server was heard in full");
+            }
+            self.complete = true;
+            self.health.clear(NOT_SYNCED);
+        } else {
+            let missing: Vec<String> = status
+                .iter()
+                .filter(|watch| watch.subject.is_base() && !watch.synced)
+                .map(|watch| match &watch.failing {
+                    Some(why) => format!("{} ({why})", watch.subject),
+                    None => watch.subject.to_string(),
+                })
+                .collect();
+            self.health
+                .not_ready(NOT_SYNCED, format!("not heard yet from the API server: {}", missing.join(", ")));
+        }
+        let failing = status.iter().filter_map(|watch| {
+            let why = watch.failing.as_ref()?;
+            Some((
+                format!("{}", watch.subject),
+                format!("the API server does not tell of {}: {why}", watch.subject),
+            ))
+        });
+        let rejected = source.rejected().map(|(name, why)| {
+            (
+                "rejected".to_owned(),
+                format!("{name} cannot be read: {why}; its last readable version, if any, stays"),
+            )
+        });
+        let lines = few(failing.chain(rejected));
+        say(lines, &mut self.unheard, |line| warn!("{line}"));
+    }
+
+    /// Writes the state to its file if that is due.
+    fn keep(&mut self) {
+        if let Some(keeper) = &mut self.keeper
+            && self.complete
+            && self.restored.is_none()
+        {
+            keeper.keep(&self.index);
+        }
+    }
+
+    /// Writes the state once more, if it has changed since.
+    fn keep_last(&mut self) -> Option<tokio::task::JoinHandle<()>> {
+        if self.complete && self.restored.is_none() { self.keeper.as_mut()?.last(&self.index) } else { None }
     }
 
     /// Looks which pods have a cgroup; returns whether that changed.
@@ -442,32 +723,13 @@ impl Node {
         }
     }
 
-    /// Reads the manifests; returns whether policies have to be compiled again.
+    /// Reads the manifests, if that is where the state comes from; returns whether policies have to be compiled again.
     fn reload(&mut self) -> bool {
-        let reload = self.source.reload(&mut self.index);
+        let Source::Directory(source) = &mut self.source else { return false };
+        let reload = source.reload(&mut self.index);
         self.manifest_errors = reload.errors.len() as u64;
-        let manifests =
-            reload.errors.iter().map(|error| (error.path.display().to_string(), error.to_string()));
-        let findings = self.index.problems().flat_map(|problem| {
-            let held = match problem.in_force {
-                InForce::Current => "in force",
-                InForce::Earlier => "its last valid version stays in force",
-                InForce::Nothing => "no valid version of it is known",
-            };
-            let key = format!("policy {}", problem.policy);
-            let line = move |finding| (key.clone(), format!("{key}: {finding} ({held})"));
-            problem.findings.iter().map(line)
-        });
-        let mut report = few(manifests.chain(findings));
-        let broken = self
-            .index
-            .problems()
-            .filter(|problem| problem.in_force == InForce::Nothing)
-            .filter(|problem| {
-                problem.policy.kind == PolicyKind::ConfigMap || self.config.settings.enforce_network_policy
-            })
-            .map(|problem| problem.policy.id.namespace.clone())
-            .collect();
+        let errors = reload.errors.iter().map(|error| (error.path.display().to_string(), error.to_string()));
+        let mut report = few(errors);
         match &reload.incomplete_because {
             None => self.health.clear(INCOMPLETE),
             Some(reason) => {
@@ -478,21 +740,56 @@ impl Node {
                 self.health.not_ready(INCOMPLETE, reason.clone());
             }
         }
-        say(report, &mut self.reported, |line| warn!("{line}"));
-        if reload.change.cluster {
-            self.generations.services += 1;
-            self.generations.others += 1;
-        }
+        let broken = self.broken.clone();
+        self.report_policies(report);
+        self.changed(reload.change);
         let changed = reload.change.cluster || reload.complete != self.complete || broken != self.broken;
         self.complete = reload.complete;
-        self.broken = broken;
         changed
+    }
+
+    /// Says what is to be said of policies, after `report`, and sees which namespaces have none that is known to be good.
+    fn report_policies(&mut self, report: BTreeSet<String>) {
+        let findings = self.index.problems().flat_map(|problem| {
+            let held = match problem.in_force {
+                InForce::Current => "in force",
+                InForce::Earlier => "its last valid version stays in force",
+                InForce::Nothing => "no valid version of it is known",
+            };
+            let key = format!("policy {}", problem.policy);
+            let line = move |finding| (key.clone(), format!("{key}: {finding} ({held})"));
+            problem.findings.iter().map(line)
+        });
+        let mut lines = few(findings);
+        lines.extend(report);
+        self.broken = self
+            .index
+            .problems()
+            .filter(|problem| problem.in_force == InForce::Nothing)
+            .filter(|problem| {
+                problem.policy.kind == PolicyKind::ConfigMap || self.config.settings.enforce_network_policy
+            })
+            .map(|problem| problem.policy.id.namespace.clone())
+            .collect();
+        say(lines, &mut self.reported, |line| warn!("{line}"));
     }
 
     /// Compiles and brings the kernel up to date. `began` is when the change that made it necessary was seen.
     fn apply(&mut self, began: Instant) {
+        self.own = own_cgroup(&self.cgroups, self.config.own_uid.as_deref(), &self.kubepods);
         let cluster = self.index.cluster();
-        let claims = claims(&cluster.pods, &self.cgroups);
+        let local: Vec<(&NsName, &Pod)> = match &self.source {
+            Source::Directory(_) => cluster.pods.iter().collect(),
+            // Until everything was heard, a pod may lack a policy that is there.
+            Source::Kube(_) if !self.complete => Vec::new(),
+            Source::Kube(source) => {
+                source.local().iter().filter_map(|id| cluster.pods.get_key_value(id)).collect()
+            }
+        };
+        let mut claims = claims(&local, &self.cgroups);
+        if let Some(own) = self.own {
+            claims.remove(&own);
+        }
         let compiled: BTreeMap<NsName, Compiled> = compile::compile_all_cached(
             &mut self.cache,
             cluster,
@@ -500,8 +797,16 @@ impl Node {
             self.generations,
             claims.values().flatten().copied(),
         );
+        let heard = match &self.source {
+            Source::Directory(_) => Demand::everything(),
+            // What was kept was all that was needed then.
+            Source::Kube(_) if self.restored.is_some() => Demand::everything(),
+            Source::Kube(source) => source.known(),
+        };
+        let mut demands = demand::Demands::new(cluster, &self.config.settings);
         let (mut remarks, mut wrong) = (BTreeSet::new(), BTreeSet::new());
         let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
+        let mut waiting: BTreeSet<u64> = BTreeSet::new();
         let known = self.engine.state().endpoints();
         self.pods.clear();
         for (cgroup, claimants) in &claims {
@@ -513,32 +818,65 @@ impl Node {
                     names.join(", ")
                 ));
             }
-            let workload = cluster.pods[id].workload.clone();
-            self.pods.insert(*cgroup, LocalPod { id: id.clone(), workload });
+            let pod = &cluster.pods[id];
+            let local =
+                LocalPod { id: id.clone(), workload: pod.workload.to_string(), uid: pod.uid.to_string() };
+            self.pods.insert(*cgroup, local);
             let compiled = &compiled[id];
             remarks.extend(compiled.unresolved.iter().map(ToString::to_string));
+            let sure = heard.covers(demands.of(&compiled.policies));
             // What is missing may be the policy that governs it.
-            if self.complete || compiled.set.is_some() || known.contains_key(cgroup) {
+            if sure && (self.complete || compiled.set.is_some() || known.contains_key(cgroup)) {
                 wanted.insert(*cgroup, Wanted::new(id.clone(), compiled));
+                continue;
+            }
+            if !sure && known.contains_key(cgroup) && !self.engine.state().unprotected().contains(cgroup) {
+                waiting.insert(*cgroup);
+            } else if starts_open(cluster, &id.namespace, self.config.strict) {
+                wanted.insert(*cgroup, Wanted::unprotected(id.clone()));
             }
         }
+        let demand = demands.total();
+        self.own.inspect(|own| {
+            wanted.insert(*own, Wanted::ungoverned(NsName::new("", "the agent's own pod")));
+        });
+        let strict = self.config.strict || asks_for_strict(cluster);
         let present: BTreeSet<u64> = self.cgroups.values().map(|cgroup| cgroup.id).collect();
         let doubtful = |cgroup: &u64| {
-            let broken = self.pods.get(cgroup).is_some_and(|pod| self.broken.contains(&pod.id.namespace));
+            let broken = self.pods.get(cgroup).is_some_and(|pod| self.broken.contains(&*pod.id.namespace));
             // One that nobody governed may be governed at any time.
             let tightened = known.get(cgroup) == Some(&None)
                 && wanted.get(cgroup).is_some_and(|wanted| wanted.set.is_some());
-            present.contains(cgroup) && (!self.complete || broken) && !tightened
+            present.contains(cgroup) && (!self.complete || broken) && !tightened && self.own != Some(*cgroup)
         };
-        let kept: BTreeSet<u64> = self.adopted.iter().copied().filter(doubtful).collect();
-        if !kept.is_empty() {
-            remarks.insert(format!("{} pods keep what an earlier agent gave them", kept.len()));
+        let adopted: BTreeSet<u64> = self.adopted.iter().copied().filter(doubtful).collect();
+        if !adopted.is_empty() {
+            remarks.insert(format!("{} pods keep what an earlier agent gave them", adopted.len()));
+        }
+        if waiting.is_empty() {
+            self.health.clear(WAITING);
+        } else {
+            let reason = format!(
+                "{} pods keep what they have until what their policies need to know is heard",
+                waiting.len()
+            );
+            self.health.not_ready(WAITING, reason);
+        }
+        let kept: BTreeSet<u64> = adopted.union(&waiting).copied().collect();
+        if strict != self.strict {
+            match self.engine.datapath_mut().set(setting::STRICT, u64::from(strict)) {
+                Ok(()) => self.strict = strict,
+                Err(failure) => {
+                    self.failed(&failure.into());
+                    return;
+                }
+            }
         }
         self.retry = false;
         let histogram = Arc::clone(&self.apply_seconds);
         match self.engine.apply(&wanted, &kept, || histogram.observe(began.elapsed())) {
             Ok(applied) => {
-                self.adopted = kept;
+                self.adopted = adopted;
                 self.health.clear(NOT_IN_KERNEL);
                 if applied.refused.is_empty() {
                     self.health.clear(NOT_FITTING);
@@ -566,6 +904,19 @@ impl Node {
             .iter()
             .filter_map(|(cgroup, endpoint)| Some((endpoint.as_ref()?.slot, self.pods.get(cgroup)?.clone())))
             .collect();
+        self.demand = demand;
+        self.follow_demand();
+    }
+
+    /// Follows what the policies in force need, and no longer what they do not.
+    fn follow_demand(&mut self) {
+        if let Source::Kube(source) = &mut self.source
+            && self.complete
+            && self.restored.is_none()
+        {
+            let change = source.want(self.demand.clone(), &mut self.index, Instant::now());
+            self.changed(change);
+        }
     }
 
     /// The old or the new policy holds for every pod; what is wanted is tried again at the next check.
@@ -589,6 +940,7 @@ impl Node {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => {
                 warn!(programs = gone.join(","), "programs were detached; attaching them again");
+                self.repairs += gone.len() as u64;
                 let kubepods = self.kubepods.clone();
                 if let Err(failure) = self.engine.attach(&kubepods) {
                     self.failed(&failure.into());
@@ -607,9 +959,11 @@ impl Node {
         let began = Instant::now();
         let scanned = self.scan();
         let reloaded = self.reload();
+        self.report_sync();
         if scanned || reloaded || self.retry {
             self.apply(began);
         }
+        self.follow_demand();
     }
 
     /// Prints an event, with names.
@@ -628,157 +982,23 @@ impl Node {
         }
         debug!(?event, "not allowed");
     }
+}
 
-    /// Everything a scrape is to see.
-    fn collect(&self) -> anyhow::Result<Vec<Family>> {
-        let maps = self.engine.maps();
-        let state = self.engine.state();
-        let mut pods = Vec::new();
-        let mut governed: BTreeSet<&NsName> = BTreeSet::new();
-        for (cgroup, pod) in &self.pods {
-            let Some(counters) = self.engine.pod_counters(*cgroup)? else { continue };
-            governed.insert(&pod.id);
-            pods.push(PodCounters {
-                namespace: pod.id.namespace.clone(),
-                pod: pod.id.name.clone(),
-                workload: pod.workload.clone(),
-                counters: counters.map(|counter| (counter.packets, counter.bytes)),
-            });
-        }
-        // Slot 0: pods nobody knows. They have no name, and no series of their own.
-        let unknown = maps.counters(0)?;
-        if unknown.iter().any(|counter| counter.packets > 0) {
-            pods.push(PodCounters {
-                namespace: String::new(),
-                pod: String::new(),
-                workload: String::new(),
-                counters: unknown.map(|counter| (counter.packets, counter.bytes)),
-            });
-        }
-        let mut destinations = Vec::new();
-        for (slot, rule) in state.allocator().rules() {
-            destinations.push((destination(rule), maps.rule_counter(slot)?.packets));
-        }
-        let mut expiries = Vec::new();
-        for policy in self.index.cluster().policies.values() {
-            if policy.id.kind != PolicyKind::ConfigMap {
-                continue;
-            }
-            for rule in &policy.rules {
-                if let Some(expires) = rule.expires {
-                    let name = RuleName {
-                        policy: Arc::new(policy.id.clone()),
-                        part: RulePart::Destination(rule.name.clone()),
-                    };
-                    expiries.push((destination(&name), expires));
-                }
-            }
-        }
-        let errors: Vec<PolicyErrors> = self
-            .index
-            .problems()
-            .filter(|problem| problem.in_force != InForce::Current)
-            .map(|problem| PolicyErrors {
-                namespace: problem.policy.id.namespace.clone(),
-                policy: problem.policy.id.name.clone(),
-                errors: problem.findings.iter().filter(|finding| finding.is_error()).count().max(1) as u64,
-            })
-            .collect();
-        let usage = state.allocator().usage();
-        let uses: Vec<MapUse> = usage
-            .iter()
-            .chain(std::iter::once(&state.slots().usage()))
-            .map(|usage| MapUse {
-                map: usage.map,
-                entries: u64::from(usage.used),
-                capacity: u64::from(usage.capacity),
-            })
-            .collect();
-        let node = maps.node_counters()?;
-        let unstored = node[node_counter::STORE_FAILED as usize];
-        let lost = node[node_counter::EVENTS_LOST as usize]
-            + node[node_counter::EVENTS_SUPPRESSED as usize]
-            + self.events_dropped
-            + self.events.as_ref().map_or(0, Lines::lost);
-        let unprotected = unknown[egress_common::verdict::class(
-            egress_common::verdict::Verdict::Allow,
-            egress_common::verdict::Reason::Unprotected,
-        ) as usize]
-            .packets;
-        let mut families = metrics::pod_families(&pods);
-        families.push(metrics::destination_packets(&destinations));
-        families.push(metrics::unprotected_packets(unprotected));
-        families.push(metrics::policy_apply(&self.apply_seconds));
-        families.push(metrics::policy_errors(&errors));
-        families.push(metrics::manifest_errors(self.manifest_errors));
-        families.extend(metrics::map_families(&uses));
-        families.push(metrics::exception_expiry(&expiries));
-        families.push(metrics::events_lost(lost));
-        families.push(metrics::socket_store_failures(unstored));
-        families.push(metrics::clock_check(self.clock_checked));
-        families.push(metrics::build_info(
-            env!("CARGO_PKG_VERSION"),
-            option_env!("EGRESS_REVISION").unwrap_or(""),
-        ));
-        Ok(families)
+/// Returns whether pods of a namespace may send before their policies are known: as the namespace says, or else as the node does.
+fn starts_open(cluster: &Cluster, namespace: &str, strict: bool) -> bool {
+    let (label, closed, open) = POD_START;
+    match cluster.namespaces.get(namespace).and_then(|labels| labels.get(label)).map(String::as_str) {
+        Some(value) if value == closed => false,
+        Some(value) if value == open => true,
+        _ => !strict,
     }
 }
 
-fn destination(rule: &RuleName) -> Destination {
-    Destination {
-        namespace: rule.policy.id.namespace.clone(),
-        policy: rule.policy.id.name.clone(),
-        destination: rule.part.as_str().to_owned(),
-    }
-}
-
-/// One line of the event stream.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct EventLine<'a> {
-    time: String,
-    namespace: Option<&'a str>,
-    pod: Option<&'a str>,
-    workload: Option<&'a str>,
-    verdict: &'static str,
-    reason: &'static str,
-    policy: Option<String>,
-    destination: Option<&'a str>,
-    hook: &'static str,
-    protocol: String,
-    source: Option<String>,
-    source_port: u16,
-    to: String,
-    port: u16,
-    bytes: u32,
-    suppressed: u32,
-}
-
-impl<'a> EventLine<'a> {
-    fn new(denial: &Denial, pod: Option<&'a LocalPod>, rule: Option<&'a RuleName>) -> Self {
-        let time = i64::try_from(denial.time.0)
-            .ok()
-            .zip(i32::try_from(denial.time.1).ok())
-            .and_then(|(seconds, nanoseconds)| jiff::Timestamp::new(seconds, nanoseconds).ok());
-        Self {
-            time: time.map_or_else(|| denial.time.0.to_string(), |time| format!("{time:.6}")),
-            namespace: pod.map(|pod| pod.id.namespace.as_str()),
-            pod: pod.map(|pod| pod.id.name.as_str()),
-            workload: pod.map(|pod| pod.workload.as_str()),
-            verdict: denial.verdict.as_str(),
-            reason: denial.reason.as_str(),
-            policy: rule.map(|rule| rule.policy.id.to_string()),
-            destination: rule.map(|rule| rule.part.as_str()),
-            hook: denial.hook,
-            protocol: protocol_name(denial.protocol),
-            source: (!denial.source.is_unspecified()).then(|| denial.source.to_string()),
-            source_port: denial.source_port,
-            to: denial.destination.to_string(),
-            port: denial.destination_port,
-            bytes: denial.bytes,
-            suppressed: denial.suppressed,
-        }
-    }
+/// Returns whether a namespace wants its pods denied while nobody knows them. Of a pod that nobody knows, nobody knows the namespace
+/// either, so this holds for all.
+fn asks_for_strict(cluster: &Cluster) -> bool {
+    let (label, closed, _) = POD_START;
+    cluster.namespaces.values().any(|labels| labels.get(label).is_some_and(|value| value == closed))
 }
 
 /// Mounts a bpffs at the parent of the pin folder, unless the folder is on one.
@@ -797,39 +1017,6 @@ fn mount_bpffs(pins: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pod(uid: &str, static_hash: &str, finished: bool) -> Pod {
-        Pod { uid: uid.into(), static_hash: static_hash.into(), finished, ..Pod::default() }
-    }
-
-    fn claimed(pods: &[(&str, Pod)], cgroups: &[&str]) -> Vec<(u64, Vec<String>)> {
-        let pods = pods.iter().map(|(name, pod)| (NsName::new("ns", *name), pod.clone())).collect();
-        let cgroups = (1..)
-            .zip(cgroups)
-            .map(|(id, uid)| {
-                let cgroup = PodCgroup { uid: (*uid).into(), path: PathBuf::new(), id, level: 2 };
-                ((*uid).into(), cgroup)
-            })
-            .collect();
-        let claims = claims(&pods, &cgroups);
-        claims.into_iter().map(|(id, pods)| (id, pods.iter().map(|pod| pod.name.clone()).collect())).collect()
-    }
-
-    #[test]
-    fn a_cgroup_belongs_to_the_pods_with_its_uid() {
-        let pods = [("b", pod("u", "", false)), ("a", pod("u", "", false)), ("c", pod("u", "", true))];
-        assert_eq!(claimed(&pods, &["u", "v"]), [(1, vec!["a".into(), "b".into()])]);
-    }
-
-    #[test]
-    fn a_static_pod_is_found_by_its_hash_unless_that_is_the_uid_of_another() {
-        let mirror = ("a", pod("u", "hash", false));
-        assert_eq!(claimed(std::slice::from_ref(&mirror), &["hash"]), [(1, vec!["a".into()])]);
-        let thief = ("b", pod("victim", "", false));
-        let claims = claimed(&[("a", pod("u", "victim", false)), thief], &["victim"]);
-        assert_eq!(claims, [(1, vec!["b".into()])]);
-        assert_eq!(claimed(&[("a", pod("u", "", false))], &[""]), []);
-    }
 
     #[test]
     fn the_log_names_a_few_findings_and_counts_the_rest() {

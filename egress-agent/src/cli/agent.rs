@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use crate::{
-    agent::{self, Config},
+    agent::{self, Config, SourceConfig},
+    k8s::client::Access,
     kernel::loader::Capacities,
     policy::cluster::{InvalidPolicy, NsName, Settings},
     telemetry::log,
@@ -20,9 +21,29 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/egress-agent";
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Read Namespaces, Pods, Services, EndpointSlices, Nodes, ConfigMaps and NetworkPolicies from this file or directory, and
-    /// follow its changes
-    #[arg(long, value_name = "DIR", env = "EGRESS_MANIFESTS")]
-    manifests: PathBuf,
+    /// follow its changes, in place of an API server
+    #[arg(long, value_name = "DIR", env = "EGRESS_MANIFESTS", conflicts_with_all = ["kubeconfig", "context", "node_name", "snapshot"])]
+    manifests: Option<PathBuf>,
+
+    /// Find the API server in this file; without it in KUBECONFIG's, the home directory's, or the pod's service account
+    #[arg(long, value_name = "FILE", env = "EGRESS_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Use this context of the kubeconfig
+    #[arg(long, value_name = "NAME", env = "EGRESS_CONTEXT")]
+    context: Option<String>,
+
+    /// Follow the pods of this node; without it, of the node with this machine's host name
+    #[arg(long, value_name = "NAME", env = "EGRESS_NODE_NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    node_name: Option<String>,
+
+    /// Keep the last good state in this file, and begin with it where no API server answers
+    #[arg(long, value_name = "FILE", env = "EGRESS_SNAPSHOT")]
+    snapshot: Option<PathBuf>,
+
+    /// The UID of the pod this agent runs in; its own cgroup is never judged
+    #[arg(long, value_name = "UID", env = "EGRESS_POD_UID")]
+    pod_uid: Option<String>,
 
     /// The cgroup all pods are in, when it is not where kubelet usually puts it
     #[arg(long, value_name = "PATH", env = "EGRESS_KUBEPODS_CGROUP")]
@@ -31,6 +52,10 @@ pub struct Arguments {
     /// Folder on a bpffs to pin maps and links under, so that enforcement outlives the agent
     #[arg(long, value_name = "DIR", env = "EGRESS_PIN_DIR", default_value = PIN_DIR)]
     pin_dir: PathBuf,
+
+    /// Remove everything pinned when told to stop, so that nothing is enforced any more; for uninstalling
+    #[arg(long, env = "EGRESS_CLEANUP_ON_EXIT")]
+    cleanup_on_exit: bool,
 
     /// Pin nothing: enforcement ends with this process
     #[arg(long, env = "EGRESS_NO_PIN")]
@@ -162,6 +187,14 @@ fn namespaced(text: &str) -> Result<NsName, String> {
     }
 }
 
+/// Returns the host name, which is the node's name unless kubelet was told another.
+fn host_name() -> anyhow::Result<String> {
+    let name = rustix::system::uname().nodename().to_str().map(str::to_lowercase);
+    name.ok()
+        .filter(|name| !name.is_empty())
+        .context("this machine has no host name that could be a node's; pass --node-name")
+}
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -178,8 +211,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Some(std::fs::read(path).with_context(|| format!("reading BPF object {}", path.display()))?)
         }
     };
+    let source = match &arguments.manifests {
+        Some(path) => SourceConfig::Directory(path.clone()),
+        None => SourceConfig::Kube {
+            access: Access { kubeconfig: arguments.kubeconfig.clone(), context: arguments.context.clone() },
+            node: match &arguments.node_name {
+                Some(name) => name.clone(),
+                None => host_name()?,
+            },
+            snapshot: arguments.snapshot.clone(),
+        },
+    };
     let config = Config {
-        manifests: arguments.manifests.clone(),
+        source,
+        own_uid: arguments.pod_uid.clone().filter(|uid| !uid.is_empty()),
+        cleanup_on_exit: arguments.cleanup_on_exit,
         kubepods: arguments.kubepods_cgroup.clone(),
         pins: (!arguments.no_pin).then(|| arguments.pin_dir.clone()),
         mount_bpffs: arguments.mount_bpffs,

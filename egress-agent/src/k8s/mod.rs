@@ -6,5 +6,6 @@ pub mod client;
 pub mod convert;
 pub mod manifests;
 pub mod network_policy;
+pub mod snapshot;
 pub mod source;
 pub mod trimmed;

@@ -175,6 +175,8 @@ pub struct WatchStatus {
 pub struct Taken {
     /// What it has changed in the index.
     pub change: Change,
+    /// Whether that may matter to policies already: an object of a first list does not, before the list is whole.
+    pub apply: bool,
     /// Something else is synced, or failing, or rejected than before.
     pub status: bool,
 }
@@ -382,6 +384,7 @@ impl KubeSource {
                 watch.failed = Some((Instant::now(), reason));
             }
         }
+        taken.apply = taken.change.cluster && self.is_synced(&subject);
         taken
     }
 

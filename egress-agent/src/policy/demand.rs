@@ -3,7 +3,10 @@
 //! Namespaces, the pods of the own node, and the policies themselves are always needed, and are not counted here. Of everything
 //! else a node needs nothing until a policy that selects one of its pods speaks of pods, Services or entities.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
@@ -154,6 +157,38 @@ pub fn of<'a>(
         }
     }
     demand
+}
+
+/// Works out demands, each only once: pods that the same policies select need the same.
+#[derive(Debug)]
+pub struct Demands<'a> {
+    cluster: &'a Cluster,
+    settings: &'a Settings,
+    known: HashMap<Vec<PolicyId>, Demand>,
+}
+
+impl<'a> Demands<'a> {
+    /// Returns one that knows none yet.
+    #[must_use]
+    pub fn new(cluster: &'a Cluster, settings: &'a Settings) -> Self {
+        Self { cluster, settings, known: HashMap::new() }
+    }
+
+    /// Returns what [`of`] returns.
+    pub fn of(&mut self, policies: &[PolicyId]) -> &Demand {
+        if !self.known.contains_key(policies) {
+            self.known.insert(policies.to_vec(), of(self.cluster, self.settings, policies));
+        }
+        &self.known[policies]
+    }
+
+    /// Returns all of them together.
+    #[must_use]
+    pub fn total(self) -> Demand {
+        let mut total = Demand::default();
+        self.known.into_values().for_each(|demand| total.add(demand));
+        total
+    }
 }
 
 fn dns(settings: &Settings) -> Scope {

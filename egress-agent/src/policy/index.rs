@@ -256,6 +256,8 @@ pub struct Problem<'a> {
 struct Source {
     /// The text of a ConfigMap, so that it is parsed only when it changes.
     text: Option<String>,
+    /// The text in force, where that is an earlier one.
+    good: Option<String>,
     findings: Vec<Finding>,
     in_force: InForce,
 }
@@ -300,6 +302,14 @@ impl Index {
             .iter()
             .filter(|(_, source)| !source.findings.is_empty() || source.in_force != InForce::Current)
             .map(|(policy, source)| Problem { policy, findings: &source.findings, in_force: source.in_force })
+    }
+
+    /// Returns the text of every managed ConfigMap as it is now, if it has one, and the one in force where that is an earlier one.
+    pub fn texts(&self) -> impl Iterator<Item = (&NsName, Option<&str>, Option<&str>)> {
+        self.sources
+            .iter()
+            .filter(|(policy, _)| policy.kind == PolicyKind::ConfigMap)
+            .map(|(policy, source)| (&policy.id, source.text.as_deref(), source.good.as_deref()))
     }
 
     /// Takes an object in its present version.
@@ -400,7 +410,14 @@ impl Index {
             None if self.cluster.policies.contains_key(&policy_id) => (false, InForce::Earlier),
             None => (self.cluster.broken.insert(policy_id.id.clone()), InForce::Nothing),
         };
-        let problems = self.remember(policy_id, Source { text, findings, in_force });
+        let good = match in_force {
+            InForce::Earlier => {
+                let before = self.sources.get(&policy_id);
+                before.and_then(|before| before.good.clone().or_else(|| before.text.clone()))
+            }
+            InForce::Current | InForce::Nothing => None,
+        };
+        let problems = self.remember(policy_id, Source { text, good, findings, in_force });
         Change { cluster: changed, problems }
     }
 
@@ -417,7 +434,7 @@ impl Index {
                 (changed, vec![unreadable(fault)], InForce::Nothing)
             }
         };
-        let problems = self.remember(policy_id, Source { text: None, findings, in_force });
+        let problems = self.remember(policy_id, Source { text: None, good: None, findings, in_force });
         Change { cluster: changed, problems }
     }
 
@@ -616,6 +633,25 @@ mod tests {
         assert_eq!(index.apply(mk_config_map("p", "two")), BOTH);
         assert_eq!(index.cluster().policies[&id].selector, selector("two"));
         assert_eq!(index.problems().count(), 0);
+    }
+
+    #[test]
+    fn the_text_in_force_is_told_until_another_one_is() {
+        let mut index = Index::new(parse);
+        let texts = |index: &Index| -> Vec<(Option<String>, Option<String>)> {
+            index.texts().map(|(_, text, good)| (text.map(str::to_owned), good.map(str::to_owned))).collect()
+        };
+        let some = |text: &str| Some(text.to_owned());
+        for (text, expected) in [
+            ("bad", (some("bad"), None)),
+            ("one", (some("one"), None)),
+            ("bad", (some("bad"), some("one"))),
+            ("bad again", (some("bad again"), some("one"))),
+            ("two", (some("two"), None)),
+        ] {
+            let _ = index.apply(mk_config_map("p", text));
+            assert_eq!(texts(&index), [expected], "after {text}");
+        }
     }
 
     #[test]

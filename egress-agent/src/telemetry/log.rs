@@ -25,7 +25,7 @@ use tracing_subscriber::{
 pub const FILTER: &str = "EGRESS_LOG";
 
 /// What is logged unless [`FILTER`] says otherwise.
-const DEFAULT_FILTER: &str = "info";
+const DEFAULT_FILTER: &str = "info,kube_client=error,kube_runtime=error";
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

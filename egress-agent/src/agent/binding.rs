@@ -1,0 +1,126 @@
+//! Which cgroup belongs to which pod.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Component, Path},
+};
+
+use crate::{
+    kernel::cgroup::{Kubepods, PodCgroup},
+    policy::{
+        cluster::{NsName, Pod},
+        compile::Compiled,
+    },
+};
+
+/// Returns the pods that each cgroup may belong to, by the cgroup's id and in the order of their names.
+///
+/// More than one is a mistake of whoever wrote the manifests. A static pod's cgroup is named after the hash of its manifest,
+/// which stands in an annotation of the pod the API shows for it; a pod that has that very UID comes first.
+pub(super) fn claims<'a>(
+    pods: &[(&'a NsName, &'a Pod)],
+    cgroups: &BTreeMap<String, PodCgroup>,
+) -> BTreeMap<u64, Vec<&'a NsName>> {
+    let uids: BTreeSet<&str> = pods.iter().map(|(_, pod)| &*pod.uid).collect();
+    let mut claims: BTreeMap<u64, Vec<&NsName>> = BTreeMap::new();
+    for (id, pod) in pods.iter().copied().filter(|(_, pod)| !pod.finished) {
+        let hash = || Some(&pod.static_hash).filter(|hash| !hash.is_empty() && !uids.contains(&***hash));
+        let cgroup = cgroups.get(&*pod.uid).or_else(|| hash().and_then(|hash| cgroups.get(&**hash)));
+        if let Some(cgroup) = cgroup {
+            claims.entry(cgroup.id).or_default().push(id);
+        }
+    }
+    claims
+}
+
+/// Returns which of the pods that claim one cgroup it is taken for: the first that is governed, so that a pod nobody governs
+/// never opens one that somebody does.
+pub(super) fn strictest<'a>(
+    claimants: &[&'a NsName],
+    compiled: &BTreeMap<NsName, Compiled>,
+) -> Option<&'a NsName> {
+    let governed = |pod: &&&NsName| compiled.get(**pod).is_some_and(|compiled| compiled.set.is_some());
+    claimants.iter().find(governed).or(claimants.first()).copied()
+}
+
+/// Returns the cgroup of the pod this process runs in: that of the pod with this UID, or without one, the one it sees itself in
+/// where that is below kubepods (in a cgroup namespace of its own it sees nothing).
+pub(super) fn own_cgroup(
+    cgroups: &BTreeMap<String, PodCgroup>,
+    uid: Option<&str>,
+    kubepods: &Kubepods,
+) -> Option<u64> {
+    if let Some(uid) = uid {
+        return cgroups.get(uid).map(|cgroup| cgroup.id);
+    }
+    let text = match fs::read_to_string("/proc/self/cgroup") {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::debug!(%error, "this process cannot tell its cgroup");
+            return None;
+        }
+    };
+    let own = below(&text, &kubepods.mount)?;
+    cgroups.values().find(|cgroup| own.starts_with(&cgroup.path)).map(|cgroup| cgroup.id)
+}
+
+/// Returns the folder of the cgroup v2 that `/proc/self/cgroup` names, below the mount.
+fn below(text: &str, mount: &Path) -> Option<std::path::PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let path = Path::new(path.strip_prefix('/')?);
+    let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+    plain.then(|| mount.join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn the_own_cgroup_is_found_where_it_can_be_seen() {
+        let mount = Path::new("/m");
+        let path = |text: &str| below(text, mount);
+        assert_eq!(path("1:name=systemd:/x\n0::/a/b\n"), Some(PathBuf::from("/m/a/b")));
+        assert_eq!(path("0::/\n"), Some(PathBuf::from("/m/")), "in a namespace of its own");
+        assert_eq!(path("0::/../x\n"), None);
+        assert_eq!(path("1:cpu:/a\n"), None);
+    }
+
+    fn pod(uid: &str, static_hash: &str, finished: bool) -> Pod {
+        Pod { uid: uid.into(), static_hash: static_hash.into(), finished, ..Pod::default() }
+    }
+
+    fn claimed(pods: &[(&str, Pod)], cgroups: &[&str]) -> Vec<(u64, Vec<String>)> {
+        let pods: Vec<(NsName, Pod)> =
+            pods.iter().map(|(name, pod)| (NsName::new("ns", *name), pod.clone())).collect();
+        let pods: Vec<(&NsName, &Pod)> = pods.iter().map(|(id, pod)| (id, pod)).collect();
+        let cgroups = (1..)
+            .zip(cgroups)
+            .map(|(id, uid)| {
+                let cgroup = PodCgroup { uid: (*uid).into(), path: PathBuf::new(), id, level: 2 };
+                ((*uid).into(), cgroup)
+            })
+            .collect();
+        let claims = claims(&pods, &cgroups);
+        claims.into_iter().map(|(id, pods)| (id, pods.iter().map(|pod| pod.name.clone()).collect())).collect()
+    }
+
+    #[test]
+    fn a_cgroup_belongs_to_the_pods_with_its_uid() {
+        let pods = [("b", pod("u", "", false)), ("a", pod("u", "", false)), ("c", pod("u", "", true))];
+        assert_eq!(claimed(&pods, &["u", "v"]), [(1, vec!["a".into(), "b".into()])]);
+    }
+
+    #[test]
+    fn a_static_pod_is_found_by_its_hash_unless_that_is_the_uid_of_another() {
+        let mirror = ("a", pod("u", "hash", false));
+        assert_eq!(claimed(std::slice::from_ref(&mirror), &["hash"]), [(1, vec!["a".into()])]);
+        let thief = ("b", pod("victim", "", false));
+        let claims = claimed(&[("a", pod("u", "victim", false)), thief], &["victim"]);
+        assert_eq!(claims, [(1, vec!["b".into()])]);
+        assert_eq!(claimed(&[("a", pod("u", "", false))], &[""]), []);
+    }
+}

@@ -1,0 +1,173 @@
+//! What a scrape and the stream of events tell.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use egress_common::maps::node_counter;
+use serde::Serialize;
+
+use super::{LocalPod, Node};
+use crate::{
+    kernel::events::{Denial, protocol_name},
+    policy::{
+        cluster::NsName,
+        index::InForce,
+        model::{PolicyKind, RuleName, RulePart},
+    },
+    telemetry::{
+        log::Lines,
+        metrics::{self, Destination, Family, MapUse, PodCounters, PolicyErrors},
+    },
+};
+
+impl Node {
+    /// Everything a scrape is to see.
+    pub(super) fn collect(&self) -> anyhow::Result<Vec<Family>> {
+        let maps = self.engine.maps();
+        let state = self.engine.state();
+        let mut pods = Vec::new();
+        let mut governed: BTreeSet<&NsName> = BTreeSet::new();
+        for (cgroup, pod) in &self.pods {
+            let Some(counters) = self.engine.pod_counters(*cgroup)? else { continue };
+            governed.insert(&pod.id);
+            pods.push(PodCounters {
+                namespace: pod.id.namespace.clone(),
+                pod: pod.id.name.clone(),
+                workload: pod.workload.clone(),
+                counters: counters.map(|counter| (counter.packets, counter.bytes)),
+            });
+        }
+        // Slot 0: pods nobody knows. They have no name, and no series of their own.
+        let unknown = maps.counters(0)?;
+        if unknown.iter().any(|counter| counter.packets > 0) {
+            pods.push(PodCounters {
+                namespace: String::new(),
+                pod: String::new(),
+                workload: String::new(),
+                counters: unknown.map(|counter| (counter.packets, counter.bytes)),
+            });
+        }
+        let mut destinations = Vec::new();
+        for (slot, rule) in state.allocator().rules() {
+            destinations.push((destination(rule), maps.rule_counter(slot)?.packets));
+        }
+        let mut expiries = Vec::new();
+        for policy in self.index.cluster().policies.values() {
+            if policy.id.kind != PolicyKind::ConfigMap {
+                continue;
+            }
+            for rule in &policy.rules {
+                if let Some(expires) = rule.expires {
+                    let name = RuleName {
+                        policy: Arc::new(policy.id.clone()),
+                        part: RulePart::Destination(rule.name.clone()),
+                    };
+                    expiries.push((destination(&name), expires));
+                }
+            }
+        }
+        let errors: Vec<PolicyErrors> = self
+            .index
+            .problems()
+            .filter(|problem| problem.in_force != InForce::Current)
+            .map(|problem| PolicyErrors {
+                namespace: problem.policy.id.namespace.clone(),
+                policy: problem.policy.id.name.clone(),
+                errors: problem.findings.iter().filter(|finding| finding.is_error()).count().max(1) as u64,
+            })
+            .collect();
+        let usage = state.allocator().usage();
+        let uses: Vec<MapUse> = usage
+            .iter()
+            .chain(std::iter::once(&state.slots().usage()))
+            .map(|usage| MapUse {
+                map: usage.map,
+                entries: u64::from(usage.used),
+                capacity: u64::from(usage.capacity),
+            })
+            .collect();
+        let node = maps.node_counters()?;
+        let unstored = node[node_counter::STORE_FAILED as usize];
+        let lost = node[node_counter::EVENTS_LOST as usize]
+            + node[node_counter::EVENTS_SUPPRESSED as usize]
+            + self.events_dropped
+            + self.events.as_ref().map_or(0, Lines::lost);
+        let unprotected = unknown[egress_common::verdict::class(
+            egress_common::verdict::Verdict::Allow,
+            egress_common::verdict::Reason::Unprotected,
+        ) as usize]
+            .packets;
+        let mut families = metrics::pod_families(&pods);
+        families.push(metrics::destination_packets(&destinations));
+        families.push(metrics::unprotected_packets(unprotected));
+        families.push(metrics::policy_apply(&self.apply_seconds));
+        families.push(metrics::policy_errors(&errors));
+        families.push(metrics::manifest_errors(self.manifest_errors));
+        families.extend(metrics::map_families(&uses));
+        families.push(metrics::exception_expiry(&expiries));
+        families.push(metrics::events_lost(lost));
+        families.push(metrics::socket_store_failures(unstored));
+        families.push(metrics::clock_check(self.clock_checked));
+        families.push(metrics::build_info(
+            env!("CARGO_PKG_VERSION"),
+            option_env!("EGRESS_REVISION").unwrap_or(""),
+        ));
+        Ok(families)
+    }
+}
+
+fn destination(rule: &RuleName) -> Destination {
+    Destination {
+        namespace: rule.policy.id.namespace.clone(),
+        policy: rule.policy.id.name.clone(),
+        destination: rule.part.as_str().to_owned(),
+    }
+}
+
+/// One line of the event stream.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EventLine<'a> {
+    time: String,
+    namespace: Option<&'a str>,
+    pod: Option<&'a str>,
+    workload: Option<&'a str>,
+    verdict: &'static str,
+    reason: &'static str,
+    policy: Option<String>,
+    destination: Option<&'a str>,
+    hook: &'static str,
+    protocol: String,
+    source: Option<String>,
+    source_port: u16,
+    to: String,
+    port: u16,
+    bytes: u32,
+    suppressed: u32,
+}
+
+impl<'a> EventLine<'a> {
+    pub(super) fn new(denial: &Denial, pod: Option<&'a LocalPod>, rule: Option<&'a RuleName>) -> Self {
+        let time = i64::try_from(denial.time.0)
+            .ok()
+            .zip(i32::try_from(denial.time.1).ok())
+            .and_then(|(seconds, nanoseconds)| jiff::Timestamp::new(seconds, nanoseconds).ok());
+        Self {
+            time: time.map_or_else(|| denial.time.0.to_string(), |time| format!("{time:.6}")),
+            namespace: pod.map(|pod| pod.id.namespace.as_str()),
+            pod: pod.map(|pod| pod.id.name.as_str()),
+            workload: pod.map(|pod| pod.workload.as_str()),
+            verdict: denial.verdict.as_str(),
+            reason: denial.reason.as_str(),
+            policy: rule.map(|rule| rule.policy.id.to_string()),
+            destination: rule.map(|rule| rule.part.as_str()),
+            hook: denial.hook,
+            protocol: protocol_name(denial.protocol),
+            source: (!denial.source.is_unspecified()).then(|| denial.source.to_string()),
+            source_port: denial.source_port,
+            to: denial.destination.to_string(),
+            port: denial.destination_port,
+            bytes: denial.bytes,
+            suppressed: denial.suppressed,
+        }
+    }
+}
