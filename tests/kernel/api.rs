@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use egress_tests::lab::api::{Backend, Server, real};
+use egress_tests::lab::api::{Asked, Backend, Fault, Kind, Rule, Server, Verb, When, real};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -86,7 +86,8 @@ fn the_real_server_conforms() {
 
 /// Tells that a test did not run, past the harness, which shows nothing of tests that pass.
 fn skip(why: &str) {
-    let line = format!("SKIPPED cluster: {why}\n");
+    // The harness may have begun a line with the name of the test.
+    let line = format!("\nSKIPPED cluster: {why}\n");
     std::io::stdout().write_all(line.as_bytes()).expect("standard output is open");
 }
 
@@ -632,7 +633,7 @@ fn conflict(server: &Server, namespace: &str) {
     assert_eq!((code(&late), reason(&late)), (409, "Conflict".to_owned()));
     let patch = json!({ "metadata": { "resourceVersion": version(&old) }, "data": { "key": "late" } });
     assert_eq!(code(&server.merge(&old, &patch)), 409, "a patch with a version is checked as well");
-    let mut foreign = new.clone();
+    let mut foreign = new;
     foreign["metadata"]["uid"] = "00000000-0000-4000-8000-ffffffffffff".into();
     assert_eq!(code(&server.update(&foreign)), 409, "another object of that name is not meant");
     let mut bare = config_map(namespace, "a", &json!({}));
@@ -649,17 +650,17 @@ fn updates(server: &Server, namespace: &str) {
     let made = server.create(&network_policy(namespace, "a")).expect("it is created");
     let same = server.update(&made).expect("nothing is replaced");
     assert_eq!(version(&made), version(&same), "an update without a change makes no version");
-    let mut labelled = made.clone();
+    let mut labelled = made;
     labelled["metadata"]["labels"] = json!({ "a": "b" });
     let labelled = server.update(&labelled).expect("it is replaced");
     assert_eq!(labelled["metadata"]["generation"], 1, "labels do not count");
-    let mut changed = labelled.clone();
+    let mut changed = labelled;
     changed["spec"]["egress"] = json!([{ "to": [{ "ipBlock": { "cidr": "10.0.0.0/8" } }] }]);
     let changed = server.update(&changed).expect("it is replaced");
     assert_eq!(changed["metadata"]["generation"], 2);
     let missing = server.update(&config_map(namespace, "missing", &json!({})));
     assert_eq!(code(&missing), 404);
-    let mut renamed = changed.clone();
+    let mut renamed = changed;
     renamed["metadata"]["name"] = "b".into();
     let path = format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/a");
     assert_eq!(code(&server.request("PUT", &path, JSON, &renamed)), 400);
@@ -876,7 +877,7 @@ fn pod_status(server: &Server, namespace: &str) {
     let set = server.set_status(&wanted, &status).expect("the status is set");
     assert_eq!(set["status"]["podIPs"], status["podIPs"]);
     assert_eq!(set["metadata"]["generation"], made["metadata"]["generation"], "statuses do not count");
-    let mut sneaky = set.clone();
+    let mut sneaky = set;
     sneaky["status"]["phase"] = "Failed".into();
     sneaky["metadata"]["labels"] = json!({ "a": "b" });
     let main = server.update(&sneaky).expect("it is replaced");
@@ -885,7 +886,7 @@ fn pod_status(server: &Server, namespace: &str) {
         (&json!("Running"), &json!("b")),
         "only /status writes a status"
     );
-    let mut whole = main.clone();
+    let mut whole = main;
     whole["status"]["phase"] = "Succeeded".into();
     whole["spec"]["nodeName"] = "elsewhere".into();
     let path = format!("/api/v1/namespaces/{namespace}/pods/a/status");
@@ -896,7 +897,7 @@ fn pod_status(server: &Server, namespace: &str) {
         "/status writes nothing else"
     );
     assert_eq!(get(server, &path).expect("it can be read")["kind"], "Pod");
-    let mut moved = through.clone();
+    let mut moved = through;
     moved["spec"]["nodeName"] = "elsewhere".into();
     assert_eq!(code(&server.update(&moved)), 422, "a pod does not move");
 }
@@ -967,7 +968,7 @@ fn leases(server: &Server, namespace: &str) {
     let made = server.create(&lease).expect("it is created");
     assert_eq!(made["spec"]["renewTime"], "2026-01-02T03:04:05.000006Z");
     assert_eq!(code(&server.update(&lease)), 422, "a Lease is replaced only with a version");
-    let mut next = made.clone();
+    let mut next = made;
     next["spec"]["holderIdentity"] = "two".into();
     server.update(&next).expect("it is replaced");
     assert_eq!(code(&server.update(&next)), 409);
@@ -1003,4 +1004,271 @@ fn too_old_versions(server: &Server, namespace: &str) {
     assert_eq!((code(&late), reason(&late)), (410, "Expired".to_owned()));
     let exact = format!("{}?resourceVersion={old}&resourceVersionMatch=Exact", collection(namespace));
     assert_eq!(code(&get(server, &exact)), 410);
+}
+
+// ---- What only the double does.
+
+/// How a watch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Closed,
+    Broken,
+    Silent,
+}
+
+/// Reads the lines of a watch until it ends or is silent for so long.
+fn lines(server: &Server, path: &str, patience: Duration) -> (Vec<String>, End) {
+    let client = server.client();
+    let request = http::Request::get(path).body(Vec::new()).expect("a good path");
+    server.worker().wait(async move {
+        let stream = client.request_stream(request).await.expect("the watch begins");
+        let mut stream = Box::pin(futures::AsyncBufReadExt::lines(stream));
+        let mut lines = Vec::new();
+        loop {
+            match tokio::time::timeout(patience, stream.next()).await {
+                Err(_) => return (lines, End::Silent),
+                Ok(None) => return (lines, End::Closed),
+                Ok(Some(Err(_))) => return (lines, End::Broken),
+                Ok(Some(Ok(line))) => lines.push(line),
+            }
+        }
+    })
+}
+
+const BRIEFLY: Duration = Duration::from_millis(500);
+
+/// Starts a double with the ConfigMaps a, b and c in `default`, and returns the path of a watch from before them.
+fn three_maps() -> (Server, String) {
+    let server = Server::double().expect("the double starts");
+    let double = server.as_double().expect("it is one");
+    let path = format!(
+        "{}?watch=true&resourceVersion={}&timeoutSeconds=20",
+        collection("default"),
+        double.version()
+    );
+    double
+        .load(["a", "b", "c"].map(|name| config_map("default", name, &json!({}))))
+        .expect("they are loaded");
+    (server, path)
+}
+
+fn words(lines: &[String]) -> Vec<String> {
+    let word = |line: &String| match serde_json::from_str::<Value>(line) {
+        Ok(line) => format!(
+            "{} {}",
+            line["type"].as_str().unwrap_or("-"),
+            line["object"]["metadata"]["name"].as_str().unwrap_or("-")
+        ),
+        Err(_) => "broken".to_owned(),
+    };
+    lines.iter().map(word).collect()
+}
+
+#[test]
+fn faults_strike_watches_as_told() {
+    for (fault, when, wanted, end) in [
+        (Fault::Cut, When::After(1), &["ADDED a"][..], End::Broken),
+        (Fault::GoneLater, When::After(2), &["ADDED a", "ADDED b", "ERROR -"], End::Closed),
+        (Fault::Gone, When::Always, &["ERROR -"], End::Closed),
+        (Fault::Duplicate, When::Times(1), &["ADDED a", "ADDED a", "ADDED b", "ADDED c"], End::Silent),
+        (Fault::Swap, When::Times(1), &["ADDED b", "ADDED a", "ADDED c"], End::Silent),
+        (Fault::Swap, When::After(2), &["ADDED a", "ADDED b", "ADDED c"], End::Silent),
+        (Fault::Malformed, When::After(1), &["ADDED a", "broken", "ADDED c"], End::Silent),
+        (Fault::Odd, When::After(0), &["MODIFIED odd", "ADDED b", "ADDED c"], End::Silent),
+        (Fault::Silence, When::Always, &[], End::Silent),
+    ] {
+        let (server, path) = three_maps();
+        let faults = server.as_double().expect("it is one").faults();
+        let elsewhere = faults.add(Rule::new(Fault::Cut, When::Always).kind(Kind::Pod));
+        let rule = faults.add(Rule::new(fault.clone(), when).verb(Verb::Watch).kind(Kind::ConfigMap));
+        let (lines, how) = lines(&server, &path, BRIEFLY);
+        assert_eq!(
+            (words(&lines), how),
+            (wanted.iter().map(ToString::to_string).collect(), end),
+            "{fault:?}"
+        );
+        assert_eq!((faults.strikes(rule) > 0, faults.strikes(elsewhere)), (true, 0), "{fault:?}");
+        faults.clear();
+        assert_eq!(
+            words(&self::lines(&server, &path, BRIEFLY).0).len(),
+            3,
+            "a fault ends when it is cleared"
+        );
+    }
+}
+
+#[test]
+fn slow_events_come_one_by_one() {
+    let (server, path) = three_maps();
+    let faults = server.as_double().expect("it is one").faults();
+    faults.add(Rule::new(Fault::SlowEvent(Duration::from_millis(200)), When::Always));
+    let began = Instant::now();
+    let (lines, _) = lines(&server, &path, BRIEFLY);
+    assert_eq!(lines.len(), 3);
+    assert!(began.elapsed() >= Duration::from_millis(600), "{:?}", began.elapsed());
+}
+
+#[test]
+fn faults_strike_requests_as_told() {
+    let (server, _) = three_maps();
+    let double = server.as_double().expect("it is one");
+    let faults = double.faults();
+    let list = || get(&server, &collection("default"));
+    for refused in [429, 500, 503, 403] {
+        let rule = Rule::new(Fault::Refuse { code: refused, retry_after: Some(1) }, When::Times(2));
+        let id = faults.add(rule.verb(Verb::List));
+        assert_eq!((code(&list()), code(&list()), code(&list())), (refused, refused, 200));
+        assert_eq!(faults.strikes(id), 2);
+    }
+    let cut = faults.add(Rule::new(Fault::Cut, When::Always));
+    list().expect_err("the body of the list is cut");
+    server.get(&config_map("default", "a", &json!({}))).expect_err("there is no answer");
+    faults.remove(cut);
+    let odd = faults.add(Rule::new(Fault::Odd, When::Always));
+    assert_eq!(list().expect("a list")["items"][0]["metadata"]["labels"], json!(["odd"]));
+    faults.remove(odd);
+    let page = get(&server, &format!("{}?limit=1", collection("default"))).expect("a page");
+    let token = page["metadata"]["continue"].as_str().expect("there is more");
+    let next = format!("{}?limit=1&continue={token}", collection("default"));
+    faults.add(Rule::new(Fault::ExpiredContinue, When::Times(1)));
+    assert_eq!((code(&list()), code(&get(&server, &next)), code(&get(&server, &next))), (200, 410, 200));
+    let began = Instant::now();
+    faults.add(Rule::new(Fault::Delay(BRIEFLY), When::Times(1)));
+    list().expect("a list, late");
+    assert!(began.elapsed() >= BRIEFLY);
+    faults.seed(7);
+    let some = faults.add(Rule::new(Fault::Refuse { code: 503, retry_after: None }, When::Chance(0.5)));
+    let outcomes: Vec<u16> = (0..64).map(|_| code(&list())).collect();
+    let refused = outcomes.iter().filter(|code| **code == 503).count();
+    assert!((16..48).contains(&refused) && faults.strikes(some) == refused as u64, "{refused} of 64");
+    faults.remove(some);
+    faults.seed(7);
+    faults.add(Rule::new(Fault::Refuse { code: 503, retry_after: None }, When::Chance(0.5)));
+    assert_eq!(outcomes, (0..64).map(|_| code(&list())).collect::<Vec<_>>(), "a seed makes it happen again");
+}
+
+#[test]
+fn an_outage_and_a_restore() {
+    let (server, path) = three_maps();
+    let double = server.as_double().expect("it is one");
+    let snapshot = double.snapshot();
+    let then = double.version();
+    double.load([config_map("default", "d", &json!({}))]).expect("it is loaded");
+    let watch = thread::scope(|scope| {
+        let watch = scope.spawn(|| lines(&server, &path, Duration::from_secs(10)));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while double.open_watches().is_empty() {
+            assert!(Instant::now() < deadline, "a watch is open");
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(BRIEFLY);
+        double.stop().expect("it stops");
+        watch.join().expect("nothing panics there")
+    });
+    assert_eq!((watch.0.len(), watch.1), (4, End::Broken), "an outage breaks open watches");
+    get(&server, &collection("default")).expect_err("nobody listens");
+    assert_eq!(double.open_watches(), []);
+    double.resume().expect("it comes back");
+    assert_eq!(names(&get(&server, &collection("default")).expect("a list")), ["a", "b", "c", "d"]);
+    double.restore(&snapshot);
+    let list = get(&server, &collection("default")).expect("a list");
+    assert_eq!((names(&list), version(&list)), (vec!["a", "b", "c"], then.to_string().as_str()));
+    // A client that is ahead of the restored server misses what it does until it has caught up, as with a real one.
+    let ahead =
+        format!("{}?watch=true&resourceVersion={}&timeoutSeconds=20", collection("default"), then + 1);
+    double
+        .load([config_map("default", "e", &json!({})), config_map("default", "f", &json!({}))])
+        .expect("they are loaded");
+    assert_eq!(words(&lines(&server, &ahead, BRIEFLY).0), ["ADDED f"]);
+    assert_eq!(
+        words(&lines(&server, &path, BRIEFLY).0),
+        ["ERROR -"],
+        "what was before the restore is not known"
+    );
+}
+
+#[test]
+fn requests_are_counted() {
+    let (server, path) = three_maps();
+    let double = server.as_double().expect("it is one");
+    double.reset_counts();
+    let selected = format!("{}?labelSelector=a%3Db&fieldSelector=metadata.name%3Dc", collection("default"));
+    get(&server, &selected).expect("a list");
+    get(&server, &selected).expect("a list");
+    get(&server, "/api/v1/pods").expect("a list");
+    let asked = Asked {
+        verb: Verb::List,
+        kind: Kind::ConfigMap,
+        namespace: Some("default".to_owned()),
+        labels: "a=b".to_owned(),
+        fields: "metadata.name=c".to_owned(),
+        metadata: false,
+    };
+    let counts = double.counts();
+    assert_eq!(counts.len(), 2, "{counts:?}");
+    assert_eq!((counts[&asked].requests, counts[&asked].open), (2, 0));
+    assert_eq!((double.requests(Verb::List, Kind::Pod), double.requests(Verb::Watch, Kind::Pod)), (1, 0));
+    let before = double.bytes_sent();
+    let (sent, _) = lines(&server, &path, BRIEFLY);
+    let bytes: usize = sent.iter().map(|line| line.len() + 1).sum();
+    assert_eq!(double.bytes_sent() - before, bytes as u64);
+    // The server learns from the closed connection that nobody reads any more.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !double.open_watches().is_empty() {
+        assert!(Instant::now() < deadline, "an abandoned watch is closed");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn many_objects_come_in_pages() {
+    let many: usize = match std::env::var("EGRESS_API_OBJECTS") {
+        Ok(text) => text.parse().expect("EGRESS_API_OBJECTS is a number"),
+        Err(_) => 5000,
+    };
+    let server = Server::double().expect("the double starts");
+    let double = server.as_double().expect("it is one");
+    let began = Instant::now();
+    let loaded = double.load((0..many).map(|number| {
+        let mut pod = pod("default", &format!("pod-{number:06}"), &format!("node-{}", number % 100));
+        pod["metadata"]["labels"] = json!({ "app": format!("app-{}", number % 50), "tier": "web" });
+        pod["status"] = json!({ "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }] });
+        pod
+    }));
+    assert_eq!(loaded.expect("they are loaded"), many);
+    let load = began.elapsed();
+    let began = Instant::now();
+    let client = server.client();
+    let seen = server.worker().wait(async move {
+        let mut token = String::new();
+        let mut seen = 0;
+        loop {
+            let path = format!("/api/v1/pods?limit=500&continue={token}");
+            let request = http::Request::get(path).body(Vec::new()).expect("a good path");
+            let list = client.request::<Page>(request).await.expect("a page");
+            seen += list.items.len();
+            match list.metadata.next {
+                Some(next) => token = next,
+                None => return seen,
+            }
+        }
+    });
+    assert_eq!(seen, many);
+    let of_node =
+        get(&server, "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-7&resourceVersion=0").expect("a list");
+    assert_eq!(of_node["items"].as_array().map(Vec::len), Some(many.div_ceil(100)));
+    println!("{many} pods: loaded in {load:?}, listed in {:?}", began.elapsed());
+}
+
+/// A list whose items stay text.
+#[derive(serde::Deserialize)]
+struct Page {
+    metadata: PageMetadata,
+    items: Vec<Box<serde_json::value::RawValue>>,
+}
+
+#[derive(serde::Deserialize)]
+struct PageMetadata {
+    #[serde(rename = "continue")]
+    next: Option<String>,
 }

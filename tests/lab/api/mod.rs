@@ -268,7 +268,7 @@ impl Server {
     /// When the server cannot be reached or refuses; [`refused_with`] tells how.
     pub fn request(&self, method: &str, path: &str, sort: &str, body: &Value) -> Result<Value> {
         let answer = self.worker.request(&self.client, method, path, sort, body);
-        Ok(answer.map_err(|error| anyhow::Error::from(error).context(format!("{method} {path}")))?)
+        answer.with_context(|| format!("{method} {path}"))
     }
 
     /// Creates an object.

@@ -71,14 +71,15 @@ impl Filter {
 
 impl Requirement {
     fn matches(&self, value: Option<&str>) -> bool {
-        let number = || value.and_then(|value| value.parse::<i64>().map_or(None, Some));
+        let number =
+            |fits: &dyn Fn(i64) -> bool| value.is_some_and(|value| value.parse::<i64>().is_ok_and(fits));
         match &self.operator {
             Operator::In(values) => value.is_some_and(|value| values.iter().any(|one| one == value)),
             Operator::NotIn(values) => value.is_none_or(|value| values.iter().all(|one| one != value)),
             Operator::Exists => value.is_some(),
             Operator::Absent => value.is_none(),
-            Operator::Greater(bound) => number().is_some_and(|number| number > *bound),
-            Operator::Less(bound) => number().is_some_and(|number| number < *bound),
+            Operator::Greater(bound) => number(&|number| number > *bound),
+            Operator::Less(bound) => number(&|number| number < *bound),
         }
     }
 }

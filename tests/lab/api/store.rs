@@ -423,7 +423,7 @@ fn merged<'a>(
         loop {
             let first = match (present.peek(), changed.peek()) {
                 (None, None) => return None,
-                (Some((key, _)), Some((other, _))) => (&***key).cmp(**other),
+                (Some((key, _)), Some((other, _))) => (***key).cmp(**other),
                 (Some(_), None) => std::cmp::Ordering::Less,
                 (None, Some(_)) => std::cmp::Ordering::Greater,
             };

@@ -25,6 +25,8 @@ const CHUNK: usize = 64 * 1024;
 const BATCH: usize = 256;
 /// How long a swapped event waits for another.
 const SWAP: Duration = Duration::from_millis(200);
+/// How long a connection lives on that is to be cut.
+pub(super) const BEFORE_CUT: Duration = Duration::from_millis(20);
 /// How long before its end a watch sends a bookmark.
 const BEFORE_END: Duration = Duration::from_secs(2);
 
@@ -111,6 +113,8 @@ impl Watching {
             if self.cut {
                 self.cut = false;
                 self.done = true;
+                // What was written before goes out while this waits.
+                time::sleep(BEFORE_CUT).await;
                 let error =
                     io::Error::new(io::ErrorKind::ConnectionReset, "the connection is cut on purpose");
                 return Some((Err(error), self));

@@ -377,7 +377,7 @@ pub(super) fn apply(store: &mut Store, mut target: Target, value: Value, manner:
             fields.remove("status");
         }
         (true, Some("status")) => {
-            fields.retain(|name, _| matches!(name.as_str(), "apiVersion" | "kind" | "metadata" | "status"))
+            fields.retain(|name, _| matches!(name.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
         }
         _ => {}
     }

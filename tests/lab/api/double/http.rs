@@ -18,7 +18,7 @@ use crate::lab::api::{
     selectors::Filter,
     status::{Failure, Result},
     store::{Form, Object, Page, Place},
-    watching::{ODD, Start, Watching},
+    watching::{BEFORE_CUT, ODD, Start, Watching},
     write::{self, Deletion, Manner, Target},
 };
 
@@ -56,14 +56,14 @@ pub(super) async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> i
         let failure = Failure::new(405, "the server does not allow this method on the requested resource");
         return Ok(refused(&failure));
     };
-    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().map_or(None, Some));
+    let accept = header_text(&request, header::ACCEPT);
     let asked = Asked {
         verb,
         kind: route.kind,
         namespace: route.namespace.clone(),
         labels: query.get("labelSelector").cloned().unwrap_or_default(),
         fields: query.get("fieldSelector").cloned().unwrap_or_default(),
-        metadata: accept.is_some_and(|accept| accept.contains("as=PartialObjectMetadata")),
+        metadata: accept.contains("as=PartialObjectMetadata"),
     };
     let open = shared.counts.open(asked);
     if let Some(outcome) = struck(&shared, verb, &route, &query).await {
@@ -195,6 +195,10 @@ struct Sending {
 fn list_body(kind: Kind, form: Form, page: Page, open: Open, cut: bool, odd: bool) -> Body {
     let sending = Sending { kind, form, page, place: 0, begun: false, ended: false, cut, odd, open };
     let pieces = stream::unfold(sending, |mut sending| async move {
+        if sending.cut && sending.begun {
+            // What was written before goes out while this waits.
+            tokio::time::sleep(BEFORE_CUT).await;
+        }
         let piece = sending.next()?;
         Some((piece, sending))
     });
@@ -409,12 +413,8 @@ async fn single(
     request: Request<Incoming>,
     open: &Open,
 ) -> Result<Response<Body>> {
-    let header = |name: header::HeaderName| {
-        let value = request.headers().get(name).and_then(|value| value.to_str().map_or(None, Some));
-        value.unwrap_or("").to_owned()
-    };
-    let sort = header(header::CONTENT_TYPE);
-    let agent = header(header::USER_AGENT);
+    let sort = header_text(&request, header::CONTENT_TYPE);
+    let agent = header_text(&request, header::USER_AGENT);
     let bytes = request
         .into_body()
         .collect()
@@ -425,6 +425,7 @@ async fn single(
         serde_json::from_slice::<Value>(&bytes)
             .map_err(|error| Failure::new(400, format!("the body is no JSON: {error}")))
     };
+    let options = || if bytes.is_empty() { Ok(Value::Null) } else { body() };
     let by = match query.get("fieldManager") {
         Some(name) if !name.is_empty() => name.clone(),
         _ => agent.split('/').next().filter(|name| !name.is_empty()).unwrap_or("unknown").to_owned(),
@@ -473,7 +474,7 @@ async fn single(
             (if written.created { 201 } else { 200 }, written.object)
         }
         Verb::Delete => {
-            let deletion = deletion(query, if bytes.is_empty() { Value::Null } else { body()? }, &manner)?;
+            let deletion = deletion(query, &options()?, &manner)?;
             let deleted = write::delete(&mut store, &target, &deletion)?;
             if deleted.gone && !kind.facts().returns_deleted {
                 let uid = deleted.object.value(kind)["metadata"]["uid"].clone();
@@ -485,7 +486,7 @@ async fn single(
         Verb::DeleteCollection => {
             let filter = Filter::parse(kind, &open.asked().labels, &open.asked().fields)?;
             let page = store.list(kind, target.namespace.as_deref(), &filter, None, &Place::Now)?;
-            let deletion = deletion(query, if bytes.is_empty() { Value::Null } else { body()? }, &manner)?;
+            let deletion = deletion(query, &options()?, &manner)?;
             for object in &page.objects {
                 let one = Target {
                     name: object.name().to_owned(),
@@ -503,7 +504,15 @@ async fn single(
     Ok(sent(code, &object, kind, form, open))
 }
 
-fn deletion(query: &Query, options: Value, manner: &Manner) -> Result<Deletion> {
+/// Returns a header, or nothing where there is none or it is no text.
+fn header_text(request: &Request<Incoming>, name: header::HeaderName) -> String {
+    match request.headers().get(name).map(header::HeaderValue::to_str) {
+        Some(Ok(text)) => text.to_owned(),
+        Some(Err(_)) | None => String::new(),
+    }
+}
+
+fn deletion(query: &Query, options: &Value, manner: &Manner) -> Result<Deletion> {
     let asked = match query.get("gracePeriodSeconds") {
         Some(text) => Some(text.parse().map_err(|_| Failure::new(400, "gracePeriodSeconds is no number"))?),
         None => options["gracePeriodSeconds"].as_i64(),
@@ -628,9 +637,10 @@ fn decode(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         rest = tail;
-        let digits = tail.get(..2).and_then(|pair| std::str::from_utf8(pair).map_or(None, Some));
-        match digits.map(|pair| u8::from_str_radix(pair, 16)) {
-            Some(Ok(byte)) if *first == b'%' => {
+        let digits = tail.get(..2).filter(|pair| *first == b'%' && pair.iter().all(u8::is_ascii_hexdigit));
+        let byte = digits.map(|pair| u8::from_str_radix(&String::from_utf8_lossy(pair), 16));
+        match byte {
+            Some(Ok(byte)) => {
                 bytes.push(byte);
                 rest = &tail[2..];
             }
