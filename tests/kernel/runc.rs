@@ -31,6 +31,7 @@ const BAD: &str = "198.51.100.7:443";
 
 const WEB: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const AGENT: &str = "fedcba98-7654-3210-fedc-ba9876543210";
+const NEXT_AGENT: &str = "fedcba98-7654-3210-fedc-ba9876543211";
 
 /// What `deploy/base/daemonset.yaml` adds after dropping everything.
 const CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"];
@@ -379,10 +380,15 @@ fn containers_of_a_guaranteed_pod_under_systemd() {
 /// The agent in a container with the DaemonSet's privileges and mounts.
 struct Caged<'a> {
     node: &'a Node,
+    uid: &'static str,
     pod: PathBuf,
 }
 
-impl Caged<'_> {
+impl<'a> Caged<'a> {
+    fn new(node: &'a Node, uid: &'static str) -> Self {
+        Self { node, uid, pod: node.pod(uid, Qos::Burstable) }
+    }
+
     /// Returns the command that runs the agent's binary so.
     fn command(&self, id: &str, arguments: &[&str]) -> Command {
         let node = self.node;
@@ -402,7 +408,11 @@ impl Caged<'_> {
             id,
             &node.cgroup_of(&self.pod, id),
             mounts,
-            &[("/process/args", json!(words)), ("/process/capabilities", capabilities)],
+            &[
+                ("/process/args", json!(words)),
+                ("/process/env", json!([format!("EGRESS_POD_UID={}", self.uid)])),
+                ("/process/capabilities", capabilities),
+            ],
         );
         let mut command = node.runc();
         command.arg("run").arg("--pid-file").arg(bundle.join("pid")).arg("--bundle").arg(&bundle).arg(id);
@@ -441,7 +451,7 @@ fn the_agent_needs_no_more_than_the_daemonset_gives_it() {
         return;
     }
     let node = Node::new(Driver::Systemd);
-    let caged = Caged { node: &node, pod: node.pod(AGENT, Qos::Burstable) };
+    let caged = Caged::new(&node, AGENT);
     let web = node.pod(WEB, Qos::Burstable);
     let first = caged.agent("agent");
     let main = node.container(&web, "main");
@@ -465,5 +475,50 @@ fn the_agent_needs_no_more_than_the_daemonset_gives_it() {
     assert!(unload.status.success(), "{}", String::from_utf8_lossy(&unload.stderr));
     assert!(!node.pins.exists(), "nothing is left of the pins");
     node.remove(&main.id);
+    node.lab.close().unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+#[test]
+fn the_next_agents_pod_is_let_out_before_anyone_knows_it() {
+    if !has_runc() {
+        return;
+    }
+    let node = Node::new(Driver::Systemd);
+    let first = Caged::new(&node, AGENT).agent("agent");
+    node.remove("agent");
+    // The DaemonSet is updated: the next pod has another uid, and the pins are as the first agent left them.
+    let next = Caged::new(&node, NEXT_AGENT);
+    let probe = node.container(&next.pod, "probe");
+    assert_eq!(probe.init.connect(at(GOOD)).outcome, Outcome::NotPermitted, "nobody knows the pod yet");
+    let second = next.agent("agent-again");
+    let free = |when: &str| {
+        for to in [GOOD, BAD] {
+            assert_eq!(probe.init.connect(at(to)).outcome, Outcome::Ok, "{to} {when}");
+        }
+    };
+    free("before its manifest is there");
+
+    // No policy closes it either: the agent could not learn that the policy is gone.
+    node.write(
+        "agent.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: egress-agent, name: agent-2, uid: {NEXT_AGENT}}}\n\
+             spec: {{hostNetwork: true, containers: []}}\nstatus: {{phase: Running}}\n---\n\
+             apiVersion: v1\nkind: ConfigMap\nmetadata:\n  namespace: egress-agent\n  name: closed\n  \
+             labels: {{egress-controller: managed}}\ndata:\n  policy.json: '{{\"defaultAction\": \"deny\", \
+             \"allowedDestinations\": []}}'\n"
+        ),
+    );
+    // The same change, seen at a pod that it does concern.
+    node.allow("198.51.100.0/24");
+    let web = node.container(&node.pod(WEB, Qos::Burstable), "main");
+    wait(&web.init, BAD, Outcome::Ok);
+    free("with a policy that selects it");
+
+    for id in ["agent-again", "probe", "main"] {
+        node.remove(id);
+    }
+    drop((first, second));
+    agent::unload(&node.binary, &node.pins).unwrap_or_else(|error| panic!("{error:#}"));
     node.lab.close().unwrap_or_else(|error| panic!("{error:#}"));
 }
