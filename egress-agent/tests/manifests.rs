@@ -1,11 +1,12 @@
-//! What the manifests under `deploy/` say about the agent: that it is where its flags say, and has the privileges it
-//! needs and no others.
+//! What the manifests under `deploy/` say about the agent: that it understands the flags and variables it is given, and has the
+//! privileges it needs and no others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use k8s_openapi::api::{
@@ -43,6 +44,48 @@ fn container() -> Container {
 fn variables() -> BTreeMap<String, String> {
     let env = container().env.expect("it has variables");
     env.into_iter().filter_map(|variable| Some((variable.name, variable.value?))).collect()
+}
+
+/// All manifests, by path.
+fn texts(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let mut texts = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.expect("the folder can be listed").path();
+        if path.is_dir() {
+            texts.append(&mut self::texts(&path));
+        } else {
+            texts.insert(path.clone(), read(&path));
+        }
+    }
+    texts
+}
+
+fn help(subcommand: &str) -> String {
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_egress-agent"));
+    let output = agent.args([subcommand, "--help"]).output().expect("the binary starts");
+    assert!(output.status.success(), "{subcommand} --help");
+    String::from_utf8(output.stdout).expect("help is text")
+}
+
+#[test]
+fn the_agent_knows_every_flag_and_variable_it_is_given() {
+    let help = help("agent");
+    let container = container();
+    assert_eq!(container.command.expect("it names its program"), ["egress-agent"]);
+    let arguments = container.args.expect("it has arguments");
+    assert_eq!(arguments[0], "agent");
+    for flag in arguments.iter().filter(|argument| argument.starts_with('-')) {
+        let name = flag.split('=').next().expect("split yields at least one part");
+        assert!(help.split([' ', ',', '\n']).any(|word| word == name), "the agent has no flag {name}");
+    }
+    for (path, text) in texts(&deploy()) {
+        // Comments count: they tell people what to set.
+        let words = text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
+        for variable in words.filter(|word| word.starts_with("EGRESS_")) {
+            let known = help.contains(&format!("{variable}="));
+            assert!(known, "{}: the agent does not read {variable}", path.display());
+        }
+    }
 }
 
 #[test]
