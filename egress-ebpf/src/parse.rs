@@ -53,15 +53,31 @@ impl Packet {
 }
 
 /// Parses a packet.
+///
+/// What a function of its own writes to must lie on the stack. So those have a value of their own, and the fields of nearly
+/// every packet stay in registers or in whole words: with one value for both, each field was written in one size and read in
+/// another, and waiting for that took 10 ns of a packet.
 #[inline(always)]
 pub fn parse(skb: Skb, packet: &mut Packet) -> Result<(), Reason> {
-    match skb.protocol() {
-        ETH_P_IP if plain_v4(skb, packet) => Ok(()),
-        ETH_P_IP => reason(walk_v4(skb, packet)),
-        ETH_P_IPV6 if plain_v6(skb, packet) => Ok(()),
-        ETH_P_IPV6 => reason(walk_v6(skb, packet)),
-        _ => Err(Reason::UnknownFamily),
+    let mut plain = Packet::EMPTY;
+    let protocol = skb.protocol();
+    let is_plain = match protocol {
+        ETH_P_IP => plain_v4(skb, &mut plain),
+        ETH_P_IPV6 => plain_v6(skb, &mut plain),
+        _ => false,
+    };
+    if is_plain {
+        *packet = plain;
+        return Ok(());
     }
+    let mut walked = Packet::EMPTY;
+    let outcome = match protocol {
+        ETH_P_IP => reason(walk_v4(skb, &mut walked)),
+        ETH_P_IPV6 => reason(walk_v6(skb, &mut walked)),
+        _ => Err(Reason::UnknownFamily),
+    };
+    *packet = walked;
+    outcome
 }
 
 /// Functions of their own return a number, since the verifier of older kernels follows only scalars out of them.
