@@ -94,9 +94,9 @@ mod tests {
     }
 
     fn claimed(pods: &[(&str, Pod)], cgroups: &[&str]) -> Vec<(u64, Vec<String>)> {
-        let pods: Vec<(NsName, Pod)> =
+        let pods: BTreeMap<NsName, Pod> =
             pods.iter().map(|(name, pod)| (NsName::new("ns", *name), pod.clone())).collect();
-        let pods: Vec<(&NsName, &Pod)> = pods.iter().map(|(id, pod)| (id, pod)).collect();
+        let pods: Vec<(&NsName, &Pod)> = pods.iter().collect();
         let cgroups = (1..)
             .zip(cgroups)
             .map(|(id, uid)| {

@@ -1,13 +1,16 @@
 //! What a scrape and the stream of events tell.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use egress_common::maps::node_counter;
 use serde::Serialize;
 
-use super::{LocalPod, Node};
+use super::{LocalPod, Node, Source, kept::Keeper};
 use crate::{
-    kernel::events::{Denial, protocol_name},
+    kernel::{
+        clock,
+        events::{Denial, protocol_name},
+    },
     policy::{
         cluster::NsName,
         index::InForce,
@@ -106,12 +109,78 @@ impl Node {
         families.push(metrics::exception_expiry(&expiries));
         families.push(metrics::events_lost(lost));
         families.push(metrics::socket_store_failures(unstored));
+        families.push(metrics::repairs(self.repairs));
+        families.push(metrics::pods(&self.pod_states()));
+        if let Some(api) = self.api() {
+            families.extend(metrics::api_families(&api));
+        }
         families.push(metrics::clock_check(self.clock_checked));
         families.push(metrics::build_info(
             env!("CARGO_PKG_VERSION"),
             option_env!("EGRESS_REVISION").unwrap_or(""),
         ));
         Ok(families)
+    }
+}
+
+impl Node {
+    /// Returns how many pods of this node have a cgroup, by what is known of them.
+    pub(super) fn pod_states(&self) -> [(&'static str, u64); 4] {
+        let state = self.engine.state();
+        let (mut governed, mut ungoverned, mut unprotected, mut unknown) = (0, 0, 0, 0);
+        for cgroup in self.cgroups.values() {
+            match state.endpoints().get(&cgroup.id) {
+                Some(Some(_)) => governed += 1,
+                Some(None) if state.unprotected().contains(&cgroup.id) => unprotected += 1,
+                Some(None) => ungoverned += 1,
+                None => unknown += 1,
+            }
+        }
+        [
+            ("governed", governed),
+            ("ungoverned", ungoverned),
+            ("unprotected", unprotected),
+            ("unknown", unknown),
+        ]
+    }
+
+    /// Returns what is known of the API server, if there is one.
+    pub(super) fn api(&self) -> Option<metrics::Api> {
+        let (Source::Kube(source), Some(contact)) = (&self.source, &self.contact) else { return None };
+        let (mut synced, mut syncing, mut failing) = (0, 0, 0);
+        for watch in source.status() {
+            match (&watch.failing, watch.synced) {
+                (Some(_), _) => failing += 1,
+                (None, true) => synced += 1,
+                (None, false) => syncing += 1,
+            }
+        }
+        let (snapshot, snapshot_failures) = self.keeper.as_ref().map_or((None, 0), Keeper::told);
+        Some(metrics::Api {
+            bytes: contact.bytes(),
+            requests: contact.requests(),
+            failures: contact.failures(),
+            events: source.events().collect(),
+            rejected: source.rejected().count() as u64,
+            watches: vec![("synced", synced), ("syncing", syncing), ("failing", failing)],
+            silence: contact.silent_for(),
+            age: self.state_age(failing > 0),
+            snapshot,
+            snapshot_failures,
+        })
+    }
+
+    /// Returns how old the state in force may be: nothing while every watch goes on; `None` while there is no state.
+    fn state_age(&self, failing: bool) -> Option<Duration> {
+        if let Some(written) = self.restored {
+            let now = clock::wall_seconds_and_fraction().0;
+            return Some(Duration::from_secs(now.saturating_sub(written)));
+        }
+        match (self.complete, failing) {
+            (false, _) => None,
+            (true, false) => Some(Duration::ZERO),
+            (true, true) => self.contact.as_ref()?.silent_for(),
+        }
     }
 }
 

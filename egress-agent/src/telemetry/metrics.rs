@@ -128,6 +128,22 @@ families! {
     EVENTS_LOST = "egress_events_lost" Counter None, "Reports of denied packets that were not kept, for lack of room.";
     STORE_FAILURES = "egress_socket_store_failures" Counter None,
         "Times the kernel had no memory to keep a verdict in a socket or a peer that may be answered.";
+    API_BYTES = "egress_api_received_bytes" Counter Some("bytes"), "Octets of answers from the API server.";
+    API_REQUESTS = "egress_api_requests" Counter None, "Requests to the API server, watches included.";
+    API_FAILURES = "egress_api_request_failures" Counter None,
+        "Requests to the API server that had no answer, or one that says no.";
+    API_EVENTS = "egress_api_events" Counter None, "Objects the API server has told of, in lists and watches.";
+    API_REJECTED = "egress_api_rejected_objects" Gauge None,
+        "Objects of the API server that cannot be read; their last readable version holds.";
+    WATCHES = "egress_api_watches" Gauge None, "What is followed of the API server, by whether it was heard in full and goes on.";
+    API_SILENCE = "egress_api_silence_seconds" Gauge Some("seconds"), "Time since the API server was heard last.";
+    STATE_AGE = "egress_state_age_seconds" Gauge Some("seconds"),
+        "Age of the state in force: zero while the API server tells of changes, and else the time since it did.";
+    SNAPSHOT = "egress_snapshot_timestamp_seconds" Gauge Some("seconds"),
+        "When the last good state was safely kept on the disk, in seconds since 1970.";
+    SNAPSHOT_FAILURES = "egress_snapshot_failures" Counter None, "Times the state could not be kept on the disk.";
+    PODS = "egress_pods" Gauge None, "Pods of this node that have a cgroup, by what is known of them.";
+    REPAIRS = "egress_datapath_repairs" Counter None, "Programs that were found detached and were attached again.";
     CLOCK_CHECK = "egress_clock_check_timestamp_seconds" Gauge Some("seconds"),
         "When the kernel's clock was last compared with the wall clock, in seconds since 1970.";
     BUILD = "egress_build" Info None, "The version that runs.";
@@ -322,6 +338,77 @@ pub fn cloud_ranges_age(ages: &[(&str, Duration)]) -> Family {
 #[must_use]
 pub fn unprotected_packets(packets: u64) -> Family {
     UNPROTECTED_PACKETS.single(Value::Whole(packets))
+}
+
+/// What is known of the API server.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Api {
+    /// See [`API_BYTES`].
+    pub bytes: u64,
+    /// See [`API_REQUESTS`].
+    pub requests: u64,
+    /// See [`API_FAILURES`].
+    pub failures: u64,
+    /// See [`API_EVENTS`]; by resource.
+    pub events: Vec<(&'static str, u64)>,
+    /// See [`API_REJECTED`].
+    pub rejected: u64,
+    /// See [`WATCHES`]; by state.
+    pub watches: Vec<(&'static str, u64)>,
+    /// See [`API_SILENCE`]; `None` while it was never heard.
+    pub silence: Option<Duration>,
+    /// See [`STATE_AGE`]; `None` while there is no state.
+    pub age: Option<Duration>,
+    /// See [`SNAPSHOT`]; `None` while there is none.
+    pub snapshot: Option<u64>,
+    /// See [`SNAPSHOT_FAILURES`].
+    pub snapshot_failures: u64,
+}
+
+/// Returns the families about the API server.
+#[must_use]
+pub fn api_families(api: &Api) -> Vec<Family> {
+    let labelled = |description: Description, label: &'static str, values: &[(&'static str, u64)]| {
+        let sample = |(name, value): &(&'static str, u64)| Sample {
+            labels: vec![(label, (*name).to_owned())],
+            value: Value::Whole(*value),
+        };
+        description.family(values.iter().map(sample).collect())
+    };
+    let seconds = |description: Description, value: Option<Duration>| {
+        let sample =
+            |value: Duration| Sample { labels: Vec::new(), value: Value::Float(value.as_secs_f64()) };
+        description.family(value.map(sample).into_iter().collect())
+    };
+    let snapshot = |value| Sample { labels: Vec::new(), value: Value::Whole(value) };
+    vec![
+        API_BYTES.single(Value::Whole(api.bytes)),
+        API_REQUESTS.single(Value::Whole(api.requests)),
+        API_FAILURES.single(Value::Whole(api.failures)),
+        labelled(API_EVENTS, "resource", &api.events),
+        API_REJECTED.single(Value::Whole(api.rejected)),
+        labelled(WATCHES, "state", &api.watches),
+        seconds(API_SILENCE, api.silence),
+        seconds(STATE_AGE, api.age),
+        SNAPSHOT.family(api.snapshot.map(snapshot).into_iter().collect()),
+        SNAPSHOT_FAILURES.single(Value::Whole(api.snapshot_failures)),
+    ]
+}
+
+/// Returns the family of this node's pods, by what is known of them.
+#[must_use]
+pub fn pods(counts: &[(&'static str, u64)]) -> Family {
+    let sample = |(state, count): &(&'static str, u64)| Sample {
+        labels: vec![("state", (*state).to_owned())],
+        value: Value::Whole(*count),
+    };
+    PODS.family(counts.iter().map(sample).collect())
+}
+
+/// Returns the family of repairs.
+#[must_use]
+pub fn repairs(count: u64) -> Family {
+    REPAIRS.single(Value::Whole(count))
 }
 
 /// Returns the family of what could not be kept in the kernel for want of memory.
@@ -689,7 +776,21 @@ pub(super) mod tests {
             ],
         )]);
         families.extend(map_families(&[MapUse { map: "rules", entries: 3, capacity: 10 }]));
+        families.extend(api_families(&Api {
+            bytes: 5000,
+            requests: 7,
+            failures: 1,
+            events: vec![("configmaps", 3), ("pods", 110)],
+            rejected: 1,
+            watches: vec![("synced", 6), ("syncing", 1), ("failing", 0)],
+            silence: Some(Duration::from_millis(1500)),
+            age: Some(Duration::ZERO),
+            snapshot: Some(1_800_000_000),
+            snapshot_failures: 2,
+        }));
         families.extend([
+            pods(&[("governed", 3), ("ungoverned", 2), ("waiting", 0), ("unknown", 1)]),
+            repairs(1),
             destination_packets(&[(destination("s3"), 3)]),
             exception_expiry(&[(destination("stripe"), 1_806_451_200)]),
             policy_errors(&[PolicyErrors { namespace: "shop".into(), policy: "bad".into(), errors: 2 }]),
