@@ -5,6 +5,7 @@
 use std::{
     io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use egress_tests::lab::api::{Asked, Backend, Fault, Kind, Rule, Server, Verb, When, real};
 use futures::StreamExt;
+use kube::runtime::watcher;
 use serde_json::{Value, json};
 
 const JSON: &str = "application/json";
@@ -52,6 +54,8 @@ const CASES: &[(&str, Case)] = &[
     ("binding", binding),
     ("namespaces", namespaces),
     ("put", put),
+    ("client library", client_library),
+    ("client library with watch-list", client_library_with_watch_list),
     ("leases", leases),
     ("too old versions", too_old_versions),
 ];
@@ -958,6 +962,76 @@ fn put(server: &Server, namespace: &str) {
     server.put(&map).expect("it is created");
     map["data"] = json!({ "other": "value" });
     assert_eq!(server.put(&map).expect("it is changed")["data"], json!({ "other": "value" }));
+}
+
+fn client_library(server: &Server, namespace: &str) {
+    // Two pages at the start.
+    library(server, namespace, watcher::Config::default().page_size(2));
+}
+
+fn client_library_with_watch_list(server: &Server, namespace: &str) {
+    if server.backend() == Backend::Real && !has_watch_list(server) {
+        println!(
+            "not tried on the real server, whose etcd is too old for it: watch-list by the client library"
+        );
+        return;
+    }
+    library(server, namespace, watcher::Config::default().streaming_lists());
+}
+
+fn has_watch_list(server: &Server) -> bool {
+    let path = "/api/v1/configmaps?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=5";
+    !is_refused(&follow(server, path, |events| !events.is_empty()))
+}
+
+/// Follows ConfigMaps with the client library, through the loss of a version that makes it list again.
+fn library(server: &Server, namespace: &str, config: watcher::Config) {
+    let map = |name: &str| config_map(namespace, name, &json!({}));
+    for name in ["a", "b", "c"] {
+        server.create(&map(name)).expect("it is created");
+    }
+    let api: kube::Api<k8s_openapi::api::core::v1::ConfigMap> =
+        kube::Api::namespaced(server.client(), namespace);
+    let (sender, events) = mpsc::channel();
+    server.worker().wait(async move {
+        // It ends with the worker.
+        drop(tokio::spawn(async move {
+            let mut stream = Box::pin(watcher::watcher(api, config));
+            while let Some(event) = stream.next().await {
+                let name = |map: &k8s_openapi::api::core::v1::ConfigMap| {
+                    map.metadata.name.clone().unwrap_or_default()
+                };
+                let text = match event {
+                    Ok(watcher::Event::Init) => "init".to_owned(),
+                    Ok(watcher::Event::InitApply(map)) => format!("have {}", name(&map)),
+                    Ok(watcher::Event::InitDone) => "done".to_owned(),
+                    Ok(watcher::Event::Apply(map)) => format!("apply {}", name(&map)),
+                    Ok(watcher::Event::Delete(map)) => format!("delete {}", name(&map)),
+                    Err(error) => format!("error {error}"),
+                };
+                if sender.send(text).is_err() {
+                    return;
+                }
+            }
+        }));
+    });
+    let next = || events.recv_timeout(Duration::from_secs(10)).expect("the watcher goes on");
+    let start: Vec<String> = (0..5).map(|_| next()).collect();
+    assert_eq!(start, ["init", "have a", "have b", "have c", "done"]);
+    server.create(&map("d")).expect("it is created");
+    assert_eq!(next(), "apply d");
+    server.merge(&map("a"), &json!({ "data": { "key": "new" } })).expect("it is changed");
+    assert_eq!(next(), "apply a");
+    server.delete(&map("b")).expect("it is deleted");
+    assert_eq!(next(), "delete b");
+    if let Some(double) = server.as_double() {
+        let gone = double.faults().add(Rule::new(Fault::GoneLater, When::Times(1)).kind(Kind::ConfigMap));
+        server.create(&map("e")).expect("it is created");
+        assert!(next().starts_with("error "), "the watcher tells of the lost version");
+        let again: Vec<String> = (0..6).map(|_| next()).collect();
+        assert_eq!(again, ["init", "have a", "have c", "have d", "have e", "done"]);
+        assert_eq!(double.faults().strikes(gone), 1);
+    }
 }
 
 fn leases(server: &Server, namespace: &str) {

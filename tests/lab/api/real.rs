@@ -33,8 +33,6 @@ const FOLDER: &str = "/usr/local/kubebuilder/bin";
 const SERVICES: &str = "10.96.0.0/16,fd00:10:96::/112";
 /// How long a program may take to start.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// How long a program may take to stop.
-const FAREWELL: Duration = Duration::from_secs(15);
 
 /// The two programs.
 #[derive(Clone, Debug)]
@@ -177,7 +175,7 @@ impl Real {
     ///
     /// # Errors
     ///
-    /// When it does not end.
+    /// When it does not run.
     pub fn stop_api(&self) -> Result<()> {
         let mut children = self.children();
         let place = children.iter().position(|running| running.name == "kube-apiserver");
@@ -284,24 +282,10 @@ impl Drop for Real {
 }
 
 impl Running {
-    /// Ends it: gently, then not.
+    /// Ends it at once: a server asked to end would wait for the watches that are open.
     fn kill(&mut self) -> Result<()> {
-        let name = self.name;
-        let pid = libc::pid_t::try_from(self.child.id()).context("a process id fits")?;
-        let deadline = Instant::now() + FAREWELL;
-        // What is stored is thrown away, so only a server that is to come back needs time.
-        // SAFETY: a system call that takes numbers; the child has not been waited for, so the id is still its own.
-        if unsafe { libc::kill(pid, libc::SIGTERM) } != 0 {
-            return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot stop {name}"));
-        }
-        while self.child.try_wait().with_context(|| format!("cannot wait for {name}"))?.is_none() {
-            if Instant::now() >= deadline {
-                self.child.kill().with_context(|| format!("cannot kill {name}"))?;
-                self.child.wait().with_context(|| format!("cannot wait for {name}"))?;
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.wait().with_context(|| format!("cannot wait for {}", self.name))?;
         Ok(())
     }
 }

@@ -421,6 +421,9 @@ async fn single(
         .await
         .map_err(|error| Failure::new(400, format!("cannot read the body: {error}")))?
         .to_bytes();
+    if sort.contains("protobuf") {
+        return Err(Failure::new(415, "the double reads JSON only"));
+    }
     let body = || {
         serde_json::from_slice::<Value>(&bytes)
             .map_err(|error| Failure::new(400, format!("the body is no JSON: {error}")))
