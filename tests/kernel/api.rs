@@ -85,7 +85,39 @@ fn the_real_server_conforms() {
         Ok(binaries) => binaries,
         Err(error) => return skip(&format!("{error:#}")),
     };
-    run(&Server::real(&binaries, &real::Settings::default()).expect("the real server starts"));
+    let server = Server::real(&binaries, &real::Settings::default()).expect("the real server starts");
+    service_accounts(&server);
+    run(&server);
+}
+
+/// Sees that a token has the rights of its ServiceAccount and no others.
+fn service_accounts(server: &Server) {
+    let kubeconfig = server.kubeconfig_for("default", "reader").expect("there is a token");
+    let client = server.worker().client(&kubeconfig).expect("there is a client");
+    let list = |path: &str| {
+        let answer = server.worker().request(&client, "GET", path, JSON, &Value::Null);
+        code(&answer.map_err(anyhow::Error::from))
+    };
+    assert_eq!(list("/api/v1/pods"), 403);
+    let group = "rbac.authorization.k8s.io";
+    let role = json!({
+        "apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": { "name": "reader" },
+        "rules": [{ "apiGroups": [""], "resources": ["pods"], "verbs": ["list"] }],
+    });
+    server.put(&role).expect("it is created");
+    let binding = json!({
+        "apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": { "name": "reader" },
+        "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": "reader" },
+        "subjects": [{ "kind": "ServiceAccount", "name": "reader", "namespace": "default" }],
+    });
+    server.put(&binding).expect("it is created");
+    // The server learns of new rights from a watch of its own.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while list("/api/v1/pods") != 200 {
+        assert!(Instant::now() < deadline, "the account may list pods by now");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(list("/api/v1/configmaps"), 403);
 }
 
 /// Tells that a test did not run, past the harness, which shows nothing of tests that pass.
