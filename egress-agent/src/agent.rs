@@ -43,8 +43,10 @@ use crate::{
         demand::{self, Demand},
         diff::Wanted,
         document,
+        flow::Flow,
         index::{Change, InForce, Index},
         model::PolicyKind,
+        reference::{self, ReferenceError},
     },
     telemetry::{
         log::{self, Lines},
@@ -56,11 +58,13 @@ use crate::{
 
 use self::{
     binding::{claims, own_cgroup, strictest},
+    denials::{Announcer, Denials, Repeated},
     kept::Keeper,
     report::EventLine,
 };
 
 mod binding;
+mod denials;
 mod kept;
 mod report;
 
@@ -116,7 +120,7 @@ pub enum SourceConfig {
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long after a change the directory must be quiet before it is read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(3);
-/// How often it is seen whether the state is to be kept.
+/// How often it is seen whether the state is to be kept, and what came again is to be told.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the last lines may take that are written at the end.
 const LAST_LINES: Duration = Duration::from_millis(500);
@@ -148,7 +152,7 @@ enum Source {
 }
 
 /// A governed or known pod on this node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct LocalPod {
     id: NsName,
     workload: String,
@@ -207,6 +211,10 @@ struct Node {
     repairs: u64,
     /// The programs are attached.
     attached: bool,
+    /// Which denials were told lately.
+    denials: Denials,
+    /// Puts Events on pods, where there is an API server.
+    announcer: Option<Announcer>,
     /// What was said last of watches that fail and objects that cannot be read.
     unheard: BTreeSet<String>,
     /// What the policies in force need to know of the cluster.
@@ -275,7 +283,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut keep = tokio::time::interval(KEEP_EVERY);
     keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let keeps = lock(&node).keeper.is_some();
 
     loop {
         tokio::select! {
@@ -335,7 +342,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     lock(&node).events_dropped += received.malformed as u64;
                 }
             }
-            _ = keep.tick(), if keeps => lock(&node).keep(),
+            _ = keep.tick() => {
+                let mut node = lock(&node);
+                node.keep();
+                node.tell_repeated();
+            }
         }
     }
     if stop.send(()).is_err() {
@@ -503,6 +514,8 @@ impl Node {
             own: None,
             repairs: 0,
             attached: false,
+            denials: Denials::default(),
+            announcer: None,
             unheard: BTreeSet::new(),
             demand: Demand::default(),
         };
@@ -542,6 +555,7 @@ impl Node {
                 self.complete = true;
             }
         }
+        self.announcer = Some(Announcer::start(client.clone(), &options.node, Instant::now()));
         let (mut source, news) = KubeSource::start(client, options);
         source.adopt(&self.index);
         self.source = Source::Kube(Box::new(source));
@@ -936,6 +950,21 @@ impl Node {
     /// Makes sure that what should be in force is: programs attached, clock right, every pod known, last attempt repeated.
     fn check(&mut self) {
         self.check_clock();
+        // Before the links, which would otherwise be all that a new agent finds.
+        match self.engine.datapath_mut().repin() {
+            Ok(gone) => {
+                self.health.clear(NOT_PINNED);
+                if !gone.is_empty() {
+                    warn!(maps = gone.join(","), "maps were no longer pinned; pinned them again");
+                    self.repairs += gone.len() as u64;
+                }
+            }
+            Err(failure) => {
+                let reason = format!("maps are no longer pinned: {failure}");
+                error!("{reason}");
+                self.health.not_ready(NOT_PINNED, reason);
+            }
+        }
         match self.engine.datapath().detached(&self.kubepods) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => {
@@ -948,14 +977,6 @@ impl Node {
             }
             Err(failure) => self.failed(&failure.into()),
         }
-        match self.engine.datapath().unpinned() {
-            gone if gone.is_empty() => self.health.clear(NOT_PINNED),
-            gone => {
-                let reason = format!("the pins of {} are gone; restart the agent", gone.join(", "));
-                error!("{reason}");
-                self.health.not_ready(NOT_PINNED, reason);
-            }
-        }
         let began = Instant::now();
         let scanned = self.scan();
         let reloaded = self.reload();
@@ -966,21 +987,62 @@ impl Node {
         self.follow_demand();
     }
 
-    /// Prints an event, with names.
+    /// Tells of a denial, with names: the first of its kind now, the others when their window ends.
     fn tell(&mut self, denial: &Denial) {
-        let rule = self.engine.state().allocator().rule(denial.rule);
-        let event = EventLine::new(denial, self.by_slot.get(&denial.slot), rule);
-        if let Some(events) = &self.events {
-            match serde_json::to_string(&event) {
-                // What does not fit is counted there.
-                Ok(line) => events.send(format!("{line}\n").into_bytes()),
-                Err(failure) => {
-                    error!(error = %failure, "an event cannot be written");
-                    self.events_dropped += 1;
-                }
-            }
+        let now = Instant::now();
+        if !self.denials.is_new(denial, now) {
+            return;
         }
-        debug!(?event, "not allowed");
+        let pod = self.by_slot.get(&denial.slot);
+        let rule = self.engine.state().allocator().rule(denial.rule);
+        let look = || {
+            let pod = &pod?.id;
+            let flow = Flow {
+                destination: denial.destination,
+                protocol: denial.protocol,
+                port: denial.destination_port,
+            };
+            let (cluster, settings) = (self.index.cluster(), &self.config.settings);
+            match reference::nearest_allow(cluster, settings, pod, &flow, denial.time.0) {
+                Ok(nearest) => nearest,
+                // It went a moment ago.
+                Err(ReferenceError::UnknownPod(_)) => None,
+            }
+        };
+        let nearest = self.denials.nearest(now, look);
+        if let (Some(announcer), Some(pod)) = (&mut self.announcer, pod) {
+            announcer.tell(now, denial, pod, rule, nearest.as_ref());
+        }
+        let event = EventLine::new(denial, pod, rule, 1, nearest.as_ref());
+        self.events_dropped += print(self.events.as_ref(), &event);
+    }
+
+    /// Tells how often denials came again that were told before.
+    fn tell_repeated(&mut self) {
+        for Repeated { last, count } in self.denials.ended(Instant::now()) {
+            let rule = self.engine.state().allocator().rule(last.rule);
+            let event = EventLine::new(&last, self.by_slot.get(&last.slot), rule, count, None);
+            self.events_dropped += print(self.events.as_ref(), &event);
+        }
+        if let Some(announcer) = &mut self.announcer {
+            announcer.forget(|cgroup| self.pods.contains_key(&cgroup));
+        }
+    }
+}
+
+/// Writes an event for whoever reads them; returns how many could not be written. What does not fit is counted there.
+fn print(events: Option<&Lines>, event: &EventLine<'_>) -> u64 {
+    debug!(?event, "not allowed");
+    let Some(events) = events else { return 0 };
+    match serde_json::to_string(event) {
+        Ok(line) => {
+            events.send(format!("{line}\n").into_bytes());
+            0
+        }
+        Err(failure) => {
+            error!(error = %failure, "an event cannot be written");
+            1
+        }
     }
 }
 

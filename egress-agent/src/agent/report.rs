@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{LocalPod, Node, Source, kept::Keeper};
 use crate::{
+    explain::missed,
     kernel::{
         clock,
         events::{Denial, protocol_name},
@@ -15,6 +16,7 @@ use crate::{
         cluster::NsName,
         index::InForce,
         model::{PolicyKind, RuleName, RulePart},
+        reference::NearMiss,
     },
     telemetry::{
         log::Lines,
@@ -114,6 +116,9 @@ impl Node {
         if let Some(api) = self.api() {
             families.extend(metrics::api_families(&api));
         }
+        if let Some(announcer) = &self.announcer {
+            families.push(metrics::pod_events(&announcer.counts()));
+        }
         families.push(metrics::clock_check(self.clock_checked));
         families.push(metrics::build_info(
             env!("CARGO_PKG_VERSION"),
@@ -212,10 +217,29 @@ pub(super) struct EventLine<'a> {
     port: u16,
     bytes: u32,
     suppressed: u32,
+    /// How many events this line stands for: one that is new, or all that came again since.
+    count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nearest: Option<Nearest<'a>>,
+}
+
+/// The allow rule that came closest.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Nearest<'a> {
+    policy: String,
+    destination: &'a str,
+    why: String,
 }
 
 impl<'a> EventLine<'a> {
-    pub(super) fn new(denial: &Denial, pod: Option<&'a LocalPod>, rule: Option<&'a RuleName>) -> Self {
+    pub(super) fn new(
+        denial: &Denial,
+        pod: Option<&'a LocalPod>,
+        rule: Option<&'a RuleName>,
+        count: u64,
+        nearest: Option<&'a NearMiss>,
+    ) -> Self {
         let time = i64::try_from(denial.time.0)
             .ok()
             .zip(i32::try_from(denial.time.1).ok())
@@ -237,6 +261,12 @@ impl<'a> EventLine<'a> {
             port: denial.destination_port,
             bytes: denial.bytes,
             suppressed: denial.suppressed,
+            count,
+            nearest: nearest.map(|near| Nearest {
+                policy: near.rule.policy.id.to_string(),
+                destination: near.rule.part.as_str(),
+                why: missed(&near.why),
+            }),
         }
     }
 }

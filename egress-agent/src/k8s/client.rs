@@ -77,6 +77,8 @@ pub async fn connect(access: &Access) -> Result<(Client, Arc<Contact>), ClientEr
     };
     config.read_timeout = Some(SILENCE);
     config.connect_timeout = Some(CONNECT);
+    // Each watch waits and tries again by itself, and says so; a request that is repeated out of sight says nothing for minutes.
+    config.default_retry = false;
     let contact = Arc::new(Contact::default());
     let client =
         ClientBuilder::try_from(config)?.with_layer(&CountLayer { contact: Arc::clone(&contact) }).build();

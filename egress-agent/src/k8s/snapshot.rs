@@ -457,7 +457,9 @@ mod tests {
                     |policy| Object::NetworkPolicy(policy.id.id.clone(), Ok(Some(Policy::clone(policy)))),
                 ),
             );
-        objects.for_each(|object| drop(index.apply(object)));
+        for object in objects {
+            let _ = index.apply(object);
+        }
         index
     }
 

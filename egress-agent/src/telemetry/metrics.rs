@@ -143,7 +143,9 @@ families! {
         "When the last good state was safely kept on the disk, in seconds since 1970.";
     SNAPSHOT_FAILURES = "egress_snapshot_failures" Counter None, "Times the state could not be kept on the disk.";
     PODS = "egress_pods" Gauge None, "Pods of this node that have a cgroup, by what is known of them.";
-    REPAIRS = "egress_datapath_repairs" Counter None, "Programs that were found detached and were attached again.";
+    POD_EVENTS = "egress_pod_events" Counter None,
+        "Kubernetes Events about denials, by what became of them: sent, failed, or dropped for being too many.";
+    REPAIRS = "egress_datapath_repairs" Counter None, "Programs and maps that were found detached or unpinned and were put back.";
     CLOCK_CHECK = "egress_clock_check_timestamp_seconds" Gauge Some("seconds"),
         "When the kernel's clock was last compared with the wall clock, in seconds since 1970.";
     BUILD = "egress_build" Info None, "The version that runs.";
@@ -403,6 +405,16 @@ pub fn pods(counts: &[(&'static str, u64)]) -> Family {
         value: Value::Whole(*count),
     };
     PODS.family(counts.iter().map(sample).collect())
+}
+
+/// Returns the family of Kubernetes Events about denials.
+#[must_use]
+pub fn pod_events(counts: &[(&'static str, u64)]) -> Family {
+    let sample = |(outcome, count): &(&'static str, u64)| Sample {
+        labels: vec![("outcome", (*outcome).to_owned())],
+        value: Value::Whole(*count),
+    };
+    POD_EVENTS.family(counts.iter().map(sample).collect())
 }
 
 /// Returns the family of repairs.
@@ -790,6 +802,7 @@ pub(super) mod tests {
         }));
         families.extend([
             pods(&[("governed", 3), ("ungoverned", 2), ("waiting", 0), ("unknown", 1)]),
+            pod_events(&[("sent", 3), ("failed", 0), ("dropped", 80)]),
             repairs(1),
             destination_packets(&[(destination("s3"), 3)]),
             exception_expiry(&[(destination("stripe"), 1_806_451_200)]),

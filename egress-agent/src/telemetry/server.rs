@@ -1,4 +1,4 @@
-//! The HTTP server for `/metrics`, `/healthz` and `/readyz`.
+//! The HTTP servers: for `/metrics`, `/healthz` and `/readyz`, and for `/status` on this machine.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use axum::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Sleep,
 };
@@ -36,6 +36,9 @@ pub type Collect = Arc<dyn Fn() -> Result<Vec<Family>, CollectError> + Send + Sy
 
 /// Why the families could not be collected. Its text becomes the answer to the scrape.
 pub type CollectError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Writes what there is to say about the agent, as JSON. It runs on a thread of its own, like [`Collect`], and never twice at once.
+pub type Tell = Arc<dyn Fn() -> Result<String, CollectError> + Send + Sync>;
 
 /// Why the server could not be started or ended.
 #[derive(Debug, thiserror::Error)]
@@ -162,9 +165,26 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let listener = Limited { listener, places, limits };
-    axum::serve(listener, router(collect, health))
+    axum::serve(Limited::new(listener, limits), router(collect, health))
+        .with_graceful_shutdown(shutdown)
+        .await
+        .map_err(Error::Serve)
+}
+
+/// Serves the status until `shutdown` completes and the requests that have begun are answered.
+///
+/// # Errors
+///
+/// If the listener fails for good.
+pub async fn serve_status(
+    listener: UnixListener,
+    tell: Tell,
+    limits: Limits,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    let statuses = Statuses { tell, turn: Arc::new(Semaphore::new(1)) };
+    let router = Router::new().route("/status", get(status)).with_state(statuses);
+    axum::serve(Limited::new(listener, limits), router)
         .with_graceful_shutdown(shutdown)
         .await
         .map_err(Error::Serve)
@@ -195,30 +215,49 @@ async fn metrics(State(scrapes): State<Scrapes>, headers: HeaderMap) -> Response
     let accept: Vec<_> =
         headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let format = Format::negotiate(&accept.join(","));
-    let turn = scrapes.turn.acquire_owned().await.expect("nobody closes the semaphore");
     let collect = scrapes.collect;
+    let write = move || collect().map(|families| format.write(&families));
+    match in_turn(scrapes.turn, "metrics", write).await {
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
+        Err(failure) => failure,
+    }
+}
+
+/// What an answer about the status needs.
+#[derive(Clone)]
+struct Statuses {
+    tell: Tell,
+    turn: Arc<Semaphore>,
+}
+
+/// Answers with the status.
+async fn status(State(statuses): State<Statuses>) -> Response {
+    let tell = statuses.tell;
+    match in_turn(statuses.turn, "the status", move || tell()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(failure) => failure,
+    }
+}
+
+/// Writes an answer on a thread of its own once those before it are done, or returns the answer that says why it cannot be.
+async fn in_turn(
+    turn: Arc<Semaphore>,
+    what: &'static str,
+    write: impl FnOnce() -> Result<String, CollectError> + Send + 'static,
+) -> Result<String, Response> {
+    let turn = turn.acquire_owned().await.expect("nobody closes the semaphore");
     let written = tokio::task::spawn_blocking(move || {
         // Held here and not by the request: a client that hangs up does not end the collection.
         let _turn = turn;
-        collect().map(|families| format.write(&families))
+        write()
     });
-    match written.await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
-        Ok(Err(error)) => {
-            tracing::error!(%error, "metrics cannot be collected");
-            failure(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                &format!("metrics cannot be collected: {}", chain(&*error)),
-            )
-        }
-        Err(error) => {
-            tracing::error!(%error, "the collection of metrics ended early");
-            failure(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                &format!("the collection of metrics ended early: {error}"),
-            )
-        }
-    }
+    let why = match written.await {
+        Ok(Ok(text)) => return Ok(text),
+        Ok(Err(error)) => chain(&*error),
+        Err(error) => format!("the collection ended early: {error}"),
+    };
+    tracing::error!(error = why, "{what} cannot be collected");
+    Err(failure(StatusCode::INTERNAL_SERVER_ERROR, &format!("{what} cannot be collected: {why}")))
 }
 
 /// Answers whether the agent lives.
@@ -262,24 +301,30 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// A listener that takes no more connections than there are places, and ends slow ones.
-struct Limited {
-    listener: TcpListener,
+struct Limited<L> {
+    listener: L,
     places: Arc<Semaphore>,
     limits: Limits,
 }
 
-impl Listener for Limited {
-    type Io = Connection;
-    type Addr = SocketAddr;
+impl<L> Limited<L> {
+    fn new(listener: L, limits: Limits) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(limits.connections)), limits }
+    }
+}
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+impl<L: Listener> Listener for Limited<L> {
+    type Io = Connection<L::Io>;
+    type Addr = L::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let place = Arc::clone(&self.places).acquire_owned().await.expect("nobody closes the semaphore");
         // Accepts again after an error, as the trait wants it.
         let (stream, address) = Listener::accept(&mut self.listener).await;
         (Connection::new(stream, place, self.limits), address)
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    fn local_addr(&self) -> io::Result<Self::Addr> {
         self.listener.local_addr()
     }
 }
@@ -298,8 +343,8 @@ enum Phase {
 /// A connection that fails when the client is slower than the limits.
 ///
 /// The limit is one for a whole request or answer: a client that sends or reads a byte now and then gains no time.
-struct Connection {
-    stream: TcpStream,
+struct Connection<S> {
+    stream: S,
     limits: Limits,
     phase: Phase,
     /// When the phase must have ended.
@@ -308,8 +353,8 @@ struct Connection {
     _place: OwnedSemaphorePermit,
 }
 
-impl Connection {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit, limits: Limits) -> Self {
+impl<S> Connection<S> {
+    fn new(stream: S, place: OwnedSemaphorePermit, limits: Limits) -> Self {
         let deadline = Box::pin(tokio::time::sleep(limits.request));
         Self { stream, limits, phase: Phase::Request, deadline, _place: place }
     }
@@ -352,7 +397,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -376,7 +421,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -417,6 +462,7 @@ impl AsyncWrite for Connection {
 mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
         sync::oneshot,
         task::JoinHandle,
         time::timeout,
