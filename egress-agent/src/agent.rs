@@ -57,7 +57,7 @@ use crate::{
 };
 
 use self::{
-    binding::{claims, own_cgroup, strictest},
+    binding::{claims, is_static, own_cgroup, strictest},
     denials::{Announcer, Denials, Repeated},
     kept::Keeper,
     report::EventLine,
@@ -851,6 +851,18 @@ impl Node {
             }
         }
         let demand = demands.total();
+        // Only root on the node makes static pods. Before the API shows one, it may be what the API server itself runs in: to deny it
+        // would be to wait for ever.
+        let unseen = |cgroup: &&PodCgroup| !claims.contains_key(&cgroup.id) && is_static(&cgroup.uid);
+        let mut held = BTreeSet::new();
+        for cgroup in self.cgroups.values().filter(unseen) {
+            if known.get(&cgroup.id).is_some_and(Option::is_some) {
+                held.insert(cgroup.id);
+            } else {
+                let name = format!("a static pod ({})", cgroup.uid);
+                wanted.insert(cgroup.id, Wanted::unprotected(NsName::new("", name)));
+            }
+        }
         self.own.inspect(|own| {
             wanted.insert(*own, Wanted::ungoverned(NsName::new("", "the agent's own pod")));
         });
@@ -876,7 +888,7 @@ impl Node {
             );
             self.health.not_ready(WAITING, reason);
         }
-        let kept: BTreeSet<u64> = adopted.union(&waiting).copied().collect();
+        let kept: BTreeSet<u64> = adopted.iter().chain(&waiting).chain(&held).copied().collect();
         if strict != self.strict {
             match self.engine.datapath_mut().set(setting::STRICT, u64::from(strict)) {
                 Ok(()) => self.strict = strict,

@@ -44,6 +44,12 @@ pub(super) fn strictest<'a>(
     claimants.iter().find(governed).or(claimants.first()).copied()
 }
 
+/// Returns whether this is the UID of a static pod: the hash of its manifest, 32 hexadecimal digits. The API server gives no other pod
+/// such a UID, and no user can choose one.
+pub(super) fn is_static(uid: &str) -> bool {
+    uid.len() == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Returns the cgroup of the pod this process runs in: that of the pod with this UID, or without one, the one it sees itself in
 /// where that is below kubepods (in a cgroup namespace of its own it sees nothing).
 pub(super) fn own_cgroup(
@@ -106,6 +112,14 @@ mod tests {
             .collect();
         let claims = claims(&pods, &cgroups);
         claims.into_iter().map(|(id, pods)| (id, pods.iter().map(|pod| pod.name.clone()).collect())).collect()
+    }
+
+    #[test]
+    fn a_static_pod_is_told_by_its_uid() {
+        assert!(is_static("0123456789abcdef0123456789abcdef"));
+        for other in ["3f1c2a9e-1111-4222-8333-0123456789ab", "", "0123456789abcdef0123456789abcdeg"] {
+            assert!(!is_static(other), "{other}");
+        }
     }
 
     #[test]
