@@ -199,16 +199,29 @@ pub fn update_batch<K: aya::Pod, V: aya::Pod>(
 ///
 /// What the kernel says.
 pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
-    /// The first two words of `struct bpf_prog_info`.
+    object_id(program)
+}
+
+/// Returns the kernel's id of a map.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    object_id(map)
+}
+
+fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The first two words of `struct bpf_prog_info`, and of `struct bpf_map_info`.
     #[repr(C)]
     #[derive(Default)]
-    struct ProgramInfo {
+    struct ObjectInfo {
         kind: u32,
         id: u32,
     }
-    let mut info = ProgramInfo::default();
-    let length = u32::try_from(size_of::<ProgramInfo>()).expect("the struct is small");
-    let mut attr = InfoAttr { fd: raw(program), length, info: (&raw mut info) as u64 };
+    let mut info = ObjectInfo::default();
+    let length = u32::try_from(size_of::<ObjectInfo>()).expect("the struct is small");
+    let mut attr = InfoAttr { fd: raw(object), length, info: (&raw mut info) as u64 };
     call(OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info.id)
 }

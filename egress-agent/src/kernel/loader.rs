@@ -229,8 +229,10 @@ pub struct Datapath {
     bpf: Ebpf,
     links: BTreeMap<&'static str, OwnedFd>,
     pins: Option<PathBuf>,
+    /// Descriptors of the pinned maps, to pin them again; empty without pins.
+    maps: BTreeMap<&'static str, OwnedFd>,
     /// Held as long as this process works with the pins.
-    _lock: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
     /// Whether maps of an earlier agent were taken over.
     pub taken_over: bool,
     /// Ticks per second of the kernel.
@@ -300,8 +302,12 @@ impl Datapath {
         }
         load_program(&mut bpf, "clock")?;
         load_program(&mut bpf, "floor")?;
-        let mut datapath =
-            Self { bpf, links: BTreeMap::new(), _lock: lock, pins: options.pins.clone(), taken_over, hz: 0 };
+        let maps = match &options.pins {
+            Some(pins) => pinned_maps(pins)?,
+            None => BTreeMap::new(),
+        };
+        let links = BTreeMap::new();
+        let mut datapath = Self { bpf, links, maps, lock, pins: options.pins.clone(), taken_over, hz: 0 };
         datapath.hz = datapath.measure_hz()?;
         datapath.set(setting::TICKS_PER_SECOND, u64::from(datapath.hz))?;
         datapath.set_clock()?;
@@ -371,13 +377,51 @@ impl Datapath {
         Ok(gone)
     }
 
-    /// Returns the maps whose pins are gone. What they hold stays in force while this process lives, and no longer: only a new
-    /// start, with new maps, mends that.
-    #[must_use]
-    pub fn unpinned(&self) -> Vec<&'static str> {
-        let Some(pins) = &self.pins else { return Vec::new() };
+    /// Pins the maps again whose pins are gone or lead to other maps, and returns their names. Without pins a new agent would begin
+    /// with empty maps, behind links that still lead to programs with these.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::NotBpffs`], [`LoadError::Busy`] when another agent has taken the folder, and [`LoadError::File`]; what was pinned
+    /// before stays.
+    pub fn repin(&mut self) -> Result<Vec<&'static str>, LoadError> {
+        let Some(pins) = &self.pins else { return Ok(Vec::new()) };
         let folder = layout_folder(pins).join("maps");
-        MAPS.into_iter().filter(|map| !folder.join(map).exists()).collect()
+        let mut gone = Vec::new();
+        for (&map, own) in &self.maps {
+            let path = folder.join(map);
+            let pinned = match bpf::get(&path) {
+                Ok(pinned) => same_map(pinned.as_fd(), own.as_fd()).map_err(failed("reading pin", &path))?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                Err(error) => return Err(failed("opening pin", &path)(error)),
+            };
+            if !pinned {
+                gone.push(map);
+            }
+        }
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        if !is_bpffs(pins) {
+            let mount = pins.parent().unwrap_or(pins).to_owned();
+            return Err(LoadError::NotBpffs { path: pins.clone(), mount });
+        }
+        make_folder(&folder)?;
+        // The lock is the folder's: it went with the old one.
+        if !self.lock.as_ref().is_some_and(|lock| is_at(lock, pins)) {
+            self.lock = Some(lock_pins(pins)?);
+        }
+        for map in &gone {
+            let path = folder.join(map);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("removing", &path)(error));
+                }
+                _removed_or_gone => {}
+            }
+            bpf::pin(self.maps[map].as_fd(), &path).map_err(failed("pinning", &path))?;
+        }
+        Ok(gone)
     }
 
     fn link_pin(&self, program: &str) -> Option<PathBuf> {
@@ -588,6 +632,27 @@ fn pinned_link(path: &Path, program: BorrowedFd<'_>, cgroup: u64) -> io::Result<
     }
     bpf::link_update(link.as_fd(), program)?;
     Ok(Some(link))
+}
+
+/// Opens the maps that are pinned, all of which are.
+fn pinned_maps(pins: &Path) -> Result<BTreeMap<&'static str, OwnedFd>, LoadError> {
+    let folder = layout_folder(pins).join("maps");
+    let open = |map| {
+        let path = folder.join(map);
+        bpf::get(&path).map(|descriptor| (map, descriptor)).map_err(failed("opening pin", &path))
+    };
+    MAPS.into_iter().map(open).collect()
+}
+
+/// Returns whether both descriptors are of one map.
+fn same_map(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(bpf::map_id(one)? == bpf::map_id(other)?)
+}
+
+/// Returns whether the path still leads to what was opened.
+fn is_at(opened: &OwnedFd, path: &Path) -> bool {
+    let here = rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino));
+    here.is_ok() && here == rustix::fs::fstat(opened).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 /// Makes sure that one process at a time works with the pins. The kernel gives the lock back with the process, however it ends.
