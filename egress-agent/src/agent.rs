@@ -166,8 +166,6 @@ struct Node {
     engine: Engine,
     /// What was compiled for the pods before.
     cache: compile::Cache,
-    /// Counts the reloads that changed the cluster; the index does not tell which part of it.
-    generations: compile::Generations,
     index: Index,
     source: Source,
     /// Pod cgroups by pod UID.
@@ -486,7 +484,6 @@ impl Node {
             kubepods,
             engine,
             cache: compile::Cache::default(),
-            generations: compile::Generations::default(),
             index: Index::new(|id, text| {
                 let parsed = document::parse(id, text);
                 (parsed.policy, parsed.findings)
@@ -638,12 +635,8 @@ impl Node {
         Ok(())
     }
 
-    /// Counts what has changed, for the cache of compiled policies and for the kept state.
+    /// Takes note that something has changed, for the kept state.
     fn changed(&mut self, change: Change) {
-        if change.cluster {
-            self.generations.services += 1;
-            self.generations.others += 1;
-        }
         if change.any()
             && let Some(keeper) = &mut self.keeper
         {
@@ -790,14 +783,15 @@ impl Node {
 
     /// Compiles and brings the kernel up to date. `began` is when the change that made it necessary was seen.
     fn apply(&mut self, began: Instant) {
+        let changes = self.index.take_changes();
         self.own = own_cgroup(&self.cgroups, self.config.own_uid.as_deref(), &self.kubepods);
         let cluster = self.index.cluster();
         let local: Vec<(&NsName, &Pod)> = match &self.source {
-            Source::Directory(_) => cluster.pods.iter().collect(),
+            Source::Directory(_) => cluster.pods.local().collect(),
             // Until everything was heard, a pod may lack a policy that is there.
             Source::Kube(_) if !self.complete => Vec::new(),
             Source::Kube(source) => {
-                source.local().iter().filter_map(|id| cluster.pods.get_key_value(id)).collect()
+                source.local().iter().filter_map(|id| Some((id, cluster.pods.get(id)?))).collect()
             }
         };
         let mut claims = claims(&local, &self.cgroups);
@@ -808,7 +802,7 @@ impl Node {
             &mut self.cache,
             cluster,
             &self.config.settings,
-            self.generations,
+            changes,
             claims.values().flatten().copied(),
         );
         let heard = match &self.source {
@@ -834,7 +828,7 @@ impl Node {
             }
             let pod = &cluster.pods[id];
             let local =
-                LocalPod { id: id.clone(), workload: pod.workload.to_string(), uid: pod.uid.to_string() };
+                LocalPod { id: id.clone(), workload: pod.workload().to_owned(), uid: pod.uid().to_owned() };
             self.pods.insert(*cgroup, local);
             let compiled = &compiled[id];
             remarks.extend(compiled.unresolved.iter().map(ToString::to_string));
@@ -1061,7 +1055,7 @@ fn print(events: Option<&Lines>, event: &EventLine<'_>) -> u64 {
 /// Returns whether pods of a namespace may send before their policies are known: as the namespace says, or else as the node does.
 fn starts_open(cluster: &Cluster, namespace: &str, strict: bool) -> bool {
     let (label, closed, open) = POD_START;
-    match cluster.namespaces.get(namespace).and_then(|labels| labels.get(label)).map(String::as_str) {
+    match cluster.namespaces.get(namespace).and_then(|labels| labels.get(label)) {
         Some(value) if value == closed => false,
         Some(value) if value == open => true,
         _ => !strict,

@@ -200,7 +200,7 @@ pub fn namespaced(text: &str) -> Result<NsName, ExplainError> {
 pub fn resolve(cluster: &Cluster, question: &Question) -> Result<Resolved, ExplainError> {
     let pod = namespaced(&question.from)?;
     if !cluster.pods.contains_key(&pod) {
-        return Err(unknown("pod", pod, cluster.pods.keys()));
+        return Err(unknown("pod", pod, cluster.pods.keys().map(NsName::from)));
     }
     let numbered = match &question.protocol {
         ProtocolName::Number(number) => {
@@ -262,9 +262,9 @@ fn destination(
         Target::Pod(name) => {
             let name = namespaced(name)?;
             let Some(pod) = cluster.pods.get(&name) else {
-                return Err(unknown("pod", name, cluster.pods.keys()));
+                return Err(unknown("pod", name, cluster.pods.keys().map(NsName::from)));
             };
-            match choose(pod.ips.iter().copied(), family) {
+            match choose(pod.ips.iter(), family) {
                 Some(address) => Ok((address, port)),
                 None => Err(ExplainError::NoAddress { kind: "pod", name, family, why: String::new() }),
             }
@@ -272,7 +272,7 @@ fn destination(
         Target::Service(name) => {
             let name = namespaced(name)?;
             let Some(service) = cluster.services.get(&name) else {
-                return Err(unknown("service", name, cluster.services.keys()));
+                return Err(unknown("service", name, cluster.services.keys().cloned()));
             };
             let none = |name, why: String| ExplainError::NoAddress { kind: "service", name, family, why };
             if let Some(other) = &service.external_name {
@@ -332,8 +332,8 @@ fn headless(
     pairs.into_iter().find(|(other, _)| *other == address)
 }
 
-fn unknown<'a>(kind: &'static str, name: NsName, names: impl Iterator<Item = &'a NsName>) -> ExplainError {
-    let mut near: Vec<(usize, &NsName)> = names
+fn unknown(kind: &'static str, name: NsName, names: impl Iterator<Item = NsName>) -> ExplainError {
+    let mut near: Vec<(usize, NsName)> = names
         .map(|other| {
             let apart =
                 if other.name == name.name { 1 } else { distance(&other.to_string(), &name.to_string()) };
@@ -342,7 +342,7 @@ fn unknown<'a>(kind: &'static str, name: NsName, names: impl Iterator<Item = &'a
         .filter(|(apart, _)| *apart <= 3)
         .collect();
     near.sort();
-    let near = near.into_iter().take(3).map(|(_, other)| other.clone()).collect();
+    let near = near.into_iter().take(3).map(|(_, other)| other).collect();
     ExplainError::Unknown { kind, name, near }
 }
 

@@ -41,7 +41,7 @@ fn instants(scenario: &Scenario) -> [u64; 3] {
 /// What an agent on `node` holds that watches what is demanded and no more.
 fn trimmed(cluster: &Cluster, demand: &Demand, node: &str) -> Cluster {
     let mut part = cluster.clone();
-    part.pods.retain(|name, pod| pod.node == node || demand.pods.holds(&name.namespace));
+    part.pods.retain(|name, pod| pod.node() == node || demand.pods.holds(name.namespace));
     part.services.retain(|name, _| demand.services.holds(&name.namespace));
     part.slices.retain(|name, _| demand.services.holds(&name.namespace));
     part.nodes.retain(|name, _| match demand.nodes {
@@ -74,14 +74,14 @@ proptest! {
         // The API has an object for every namespace.
         let mut cluster = cluster.clone();
         for name in cluster.pods.keys() {
-            cluster.namespaces.entry(name.namespace.clone()).or_default();
+            cluster.namespaces.entry(name.namespace.to_owned()).or_default();
         }
         let cluster = &cluster;
         let full = compile(cluster, settings, pod);
         let demand = demand::of(cluster, settings, &full.policies);
-        let part = compile(&trimmed(cluster, &demand, &cluster.pods[pod].node), settings, pod);
+        let part = compile(&trimmed(cluster, &demand, cluster.pods[pod].node()), settings, pod);
         prop_assert_eq!(&part.policies, &full.policies);
-        prop_assert_eq!(demand::of(cluster, settings, &part.policies), demand.clone());
+        prop_assert_eq!(&demand::of(cluster, settings, &part.policies), &demand);
         let fronts: Vec<IpAddr> = cluster.services.values().flat_map(|service| service.cluster_ips.clone()).collect();
         for now in instants(&scenario) {
             for flow in &scenario.flows {

@@ -16,7 +16,10 @@ use egress_agent::{
         object,
     },
     policy::{
-        cluster::{Cluster, EndpointPort, EndpointSlice, NsName, Pod, Service, ServicePort, Settings},
+        cluster::{
+            Addresses, Cluster, EndpointPort, EndpointSlice, Local, NsName, Pod, Service, ServicePort,
+            Settings,
+        },
         compile,
         diff::Wanted,
         model::{
@@ -302,14 +305,17 @@ pub fn cluster(pods: usize, policies: Vec<Policy>) -> Cluster {
         let v4 = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 244, 0, 0)) + u32::from(low));
         let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, low);
         let mut pod = Pod {
-            uid: uid(number),
-            node: "node".to_owned(),
-            ips: vec![v4.into(), v6.into()],
-            workload: format!("pod-{number}"),
+            ips: Addresses { v4: Some(v4), v6: Some(v6) },
+            local: Some(Box::new(Local {
+                uid: uid(number),
+                node: "node".to_owned(),
+                workload: format!("pod-{number}"),
+                ..Local::default()
+            })),
             ..Pod::default()
         };
         if !apps.is_empty() {
-            pod.labels.insert("app".to_owned(), apps[number % apps.len()].clone());
+            pod.labels = [("app".to_owned(), apps[number % apps.len()].clone())].into();
         }
         cluster.pods.insert(pod_name(number), pod);
     }

@@ -306,7 +306,7 @@ fn owner(address: IpAddr) -> Option<&'static str> {
 }
 
 fn start(lab: &Lab, id: &cluster::NsName, pod: &cluster::Pod) -> Result<Pod> {
-    let mut addresses: Vec<String> = pod.ips.iter().map(ToString::to_string).collect();
+    let mut addresses: Vec<String> = pod.ips.iter().map(|address| address.to_string()).collect();
     match id.name.as_str() {
         "redis" => addresses.push("10.96.0.50".to_owned()),
         "coredns" => addresses.push("10.96.0.10".to_owned()),
@@ -314,7 +314,7 @@ fn start(lab: &Lab, id: &cluster::NsName, pod: &cluster::Pod) -> Result<Pod> {
     }
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
     let qos = if id.name == "partner" { Qos::Guaranteed } else { Qos::Burstable };
-    lab.pod(&pod.uid, qos, &addresses)
+    lab.pod(pod.uid(), qos, &addresses)
 }
 
 fn attempt(cast: &Cast) -> Vec<Probe> {

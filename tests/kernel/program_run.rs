@@ -211,7 +211,9 @@ fn a_large_set_is_judged_by_its_rules_too() {
     };
     let mut cluster = Cluster::default();
     cluster.policies.insert(id, Arc::new(policy));
-    cluster.pods.insert(pod.clone(), Pod { ips: vec![[10, 0, 0, 1].into()], ..Pod::default() });
+    cluster
+        .pods
+        .insert(pod.clone(), Pod { ips: [[10, 0, 0, 1].into()].into_iter().collect(), ..Pod::default() });
     let compiled = compile(&cluster, &Settings::default(), &pod);
     let mut program = program().into_inner();
     program.install(&compiled).unwrap_or_else(|error| panic!("{error}"));

@@ -22,11 +22,11 @@ pub(super) fn claims<'a>(
     pods: &[(&'a NsName, &'a Pod)],
     cgroups: &BTreeMap<String, PodCgroup>,
 ) -> BTreeMap<u64, Vec<&'a NsName>> {
-    let uids: BTreeSet<&str> = pods.iter().map(|(_, pod)| &*pod.uid).collect();
+    let uids: BTreeSet<&str> = pods.iter().map(|(_, pod)| pod.uid()).collect();
     let mut claims: BTreeMap<u64, Vec<&NsName>> = BTreeMap::new();
     for (id, pod) in pods.iter().copied().filter(|(_, pod)| !pod.finished) {
-        let hash = || Some(&pod.static_hash).filter(|hash| !hash.is_empty() && !uids.contains(&***hash));
-        let cgroup = cgroups.get(&*pod.uid).or_else(|| hash().and_then(|hash| cgroups.get(&**hash)));
+        let hash = || Some(pod.static_hash()).filter(|hash| !hash.is_empty() && !uids.contains(hash));
+        let cgroup = cgroups.get(pod.uid()).or_else(|| hash().and_then(|hash| cgroups.get(hash)));
         if let Some(cgroup) = cgroup {
             claims.entry(cgroup.id).or_default().push(id);
         }
@@ -84,6 +84,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::policy::cluster::Local;
 
     #[test]
     fn the_own_cgroup_is_found_where_it_can_be_seen() {
@@ -96,7 +97,8 @@ mod tests {
     }
 
     fn pod(uid: &str, static_hash: &str, finished: bool) -> Pod {
-        Pod { uid: uid.into(), static_hash: static_hash.into(), finished, ..Pod::default() }
+        let local = Local { uid: uid.into(), static_hash: static_hash.into(), ..Local::default() };
+        Pod { finished, local: Some(Box::new(local)), ..Pod::default() }
     }
 
     fn claimed(pods: &[(&str, Pod)], cgroups: &[&str]) -> Vec<(u64, Vec<String>)> {

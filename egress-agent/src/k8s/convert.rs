@@ -3,7 +3,7 @@
 //! An object that cannot be converted is an error with its name in it, never an object with less in it: the caller keeps
 //! the last version and reports.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -17,7 +17,7 @@ use k8s_openapi::{
 
 use super::network_policy;
 use crate::policy::{
-    cluster::{self, Labels, NamedPort, NsName},
+    cluster::{self, NamedPort, NsName},
     index::{Object, ObjectKind},
     model::{Protocol, unmapped},
 };
@@ -64,7 +64,7 @@ pub enum Error {
 /// Without a name.
 pub fn namespace(object: Namespace) -> Result<Object, Error> {
     let name = object.metadata.name.ok_or(Error::NoName { kind: ObjectKind::Namespace })?;
-    Ok(Object::Namespace { name, labels: object.metadata.labels.unwrap_or_default() })
+    Ok(Object::Namespace { name, labels: object.metadata.labels.unwrap_or_default().into() })
 }
 
 /// Returns what matters of a Pod.
@@ -127,15 +127,17 @@ pub fn pod(object: Pod) -> Result<Object, Error> {
 
     let mut annotations = object.metadata.annotations.unwrap_or_default();
     let pod = cluster::Pod {
-        uid: object.metadata.uid.unwrap_or_default(),
-        static_hash: annotations.remove("kubernetes.io/config.hash").unwrap_or_default(),
-        labels: object.metadata.labels.unwrap_or_default(),
-        node: spec.node_name.unwrap_or_default(),
-        ips,
+        labels: object.metadata.labels.unwrap_or_default().into(),
+        ips: ips.into_iter().collect(),
         host_network: spec.host_network.unwrap_or(false),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-        ports,
-        workload,
+        ports: ports.into(),
+        local: Some(Box::new(cluster::Local {
+            uid: object.metadata.uid.unwrap_or_default(),
+            static_hash: annotations.remove("kubernetes.io/config.hash").unwrap_or_default(),
+            node: spec.node_name.unwrap_or_default(),
+            workload,
+        })),
     };
     Ok(Object::Pod(id, pod))
 }
@@ -276,7 +278,7 @@ pub fn network_policy(object: NetworkPolicy) -> Result<Object, Error> {
 
 /// Returns whether these are the labels of a ConfigMap that holds a policy.
 #[must_use]
-pub fn is_managed(labels: &Labels) -> bool {
+pub fn is_managed(labels: &BTreeMap<String, String>) -> bool {
     labels.get(MANAGED.0).is_some_and(|value| value == MANAGED.1)
 }
 
@@ -359,6 +361,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::policy::cluster::Labels;
 
     fn read<T: DeserializeOwned>(kind: ObjectKind, mut body: Value) -> T {
         body["apiVersion"] = kind.api_version().into();
@@ -396,19 +399,22 @@ mod tests {
         assert_eq!(
             pod,
             cluster::Pod {
-                uid: "u".into(),
-                static_hash: String::new(),
                 labels: Labels::from([("app".into(), "x".into())]),
-                node: "n1".into(),
-                ips: ips(&["10.0.0.1", "fd00::1"]),
+                ips: ips(&["10.0.0.1", "fd00::1"]).into_iter().collect(),
                 host_network: true,
                 finished: false,
                 ports: vec![
                     port("http", Protocol::Tcp, 8080),
                     port("dns", Protocol::Udp, 53),
                     port("m", Protocol::Sctp, 1)
-                ],
-                workload: "Pod/p".into(),
+                ]
+                .into(),
+                local: Some(Box::new(cluster::Local {
+                    uid: "u".into(),
+                    static_hash: String::new(),
+                    node: "n1".into(),
+                    workload: "Pod/p".into(),
+                })),
             }
         );
     }
@@ -427,7 +433,7 @@ mod tests {
             (json!({"podIP": "here"}), Err("status.podIP")),
         ] {
             match (mk_pod(&json!({"name": "p"}), &json!({"containers": []}), &status), expected) {
-                (Ok(pod), Ok(expected)) => assert_eq!(pod.ips, expected, "{status}"),
+                (Ok(pod), Ok(expected)) => assert!(pod.ips.iter().eq(expected), "{status}"),
                 (Err(error), Err(path)) => {
                     assert!(error.to_string().starts_with(&format!("Pod default/p: {path}: ")), "{error}");
                 }
@@ -479,7 +485,11 @@ mod tests {
             ),
         ] {
             let pod = mk_pod(&metadata, &json!({"containers": []}), &json!({}));
-            assert_eq!(pod.expect("it can be converted").workload, expected, "{metadata}");
+            assert_eq!(
+                pod.expect("it can be converted").local.expect("it is").workload,
+                expected,
+                "{metadata}"
+            );
         }
     }
 

@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 use super::{convert, network_policy};
 use crate::policy::{
-    cluster::{Labels, NsName},
+    cluster::NsName,
     index::{Change, Index, Object, ObjectKey, ObjectKind},
 };
 
@@ -726,7 +726,7 @@ fn describe(value: &Value) -> String {
 }
 
 /// Returns name and labels of an object whose other parts may be broken.
-fn identity(value: &Value) -> Option<(NsName, Labels)> {
+fn identity(value: &Value) -> Option<(NsName, BTreeMap<String, String>)> {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
     let name = text("/metadata/name")?;
     let namespace = match value.pointer("/metadata/namespace") {
@@ -1087,7 +1087,7 @@ spec:
     }
 
     fn names(index: &Index) -> Vec<String> {
-        index.cluster().pods.keys().map(|id| id.name.clone()).collect()
+        index.cluster().pods.keys().map(|id| id.name.to_owned()).collect()
     }
 
     #[test]
@@ -1527,7 +1527,14 @@ spec:
         let directory = TempDir::new().expect("a temporary directory");
         let mut index = Index::new(policy_text);
         let mut source = DirectorySource::new(directory.path());
-        let address = |index: &Index| index.cluster().pods[&NsName::new("default", "a")].ips[0].to_string();
+        let address = |index: &Index| {
+            index.cluster().pods[&NsName::new("default", "a")]
+                .ips
+                .iter()
+                .next()
+                .expect("it has one")
+                .to_string()
+        };
         write(&directory, "a.yaml", POD_A);
         let other = POD_A.replace("10.0.0.1", "10.0.0.9");
         write(&directory, "b.yaml", &format!("{other}---\n{POD_A}"));
@@ -1553,7 +1560,15 @@ spec:
         let mut index = Index::new(policy_text);
         let reload = DirectorySource::with_paths(paths).reload(&mut index);
         assert_eq!(reload.errors.len(), 1);
-        assert_eq!(index.cluster().pods[&NsName::new("default", "a")].ips[0].to_string(), "10.0.0.1");
+        assert_eq!(
+            index.cluster().pods[&NsName::new("default", "a")]
+                .ips
+                .iter()
+                .next()
+                .expect("it has one")
+                .to_string(),
+            "10.0.0.1"
+        );
     }
 
     /// Text made of what manifests are made of, so that it gets past the first token.

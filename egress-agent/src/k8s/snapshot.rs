@@ -256,7 +256,7 @@ fn objects(index: &Index, out: &mut impl Write) -> io::Result<usize> {
         write(ObjectKind::EndpointSlice, slice_body(id, slice))?;
     }
     for (id, pod) in &cluster.pods {
-        write(ObjectKind::Pod, pod_body(id, pod))?;
+        write(ObjectKind::Pod, pod_body(&id.into(), pod))?;
     }
     Ok(count)
 }
@@ -312,9 +312,9 @@ fn pod_body(id: &NsName, pod: &Pod) -> Value {
             metadata[field] = value;
         }
     };
-    set("uid", &pod.uid, json!(&*pod.uid));
-    set("annotations", &pod.static_hash, json!({"kubernetes.io/config.hash": &*pod.static_hash}));
-    if let Some((kind, name)) = pod.workload.split_once('/')
+    set("uid", pod.uid(), json!(pod.uid()));
+    set("annotations", pod.static_hash(), json!({"kubernetes.io/config.hash": pod.static_hash()}));
+    if let Some((kind, name)) = pod.workload().split_once('/')
         && kind != "Pod"
     {
         metadata["ownerReferences"] = json!([{"kind": kind, "name": name, "controller": true}]);
@@ -329,7 +329,7 @@ fn pod_body(id: &NsName, pod: &Pod) -> Value {
     let addresses: Vec<Value> = pod.ips.iter().map(|address| json!({"ip": address})).collect();
     json!({
         "metadata": metadata,
-        "spec": {"nodeName": &*pod.node, "hostNetwork": pod.host_network, "containers": [{"ports": ports}]},
+        "spec": {"nodeName": pod.node(), "hostNetwork": pod.host_network, "containers": [{"ports": ports}]},
         "status": {"phase": if pod.finished { "Succeeded" } else { "Running" }, "podIPs": addresses},
     })
 }
@@ -451,7 +451,7 @@ mod tests {
             .chain(cluster.nodes.iter().map(|(name, node)| Object::Node(name.clone(), node.clone())))
             .chain(cluster.services.iter().map(|(id, service)| Object::Service(id.clone(), service.clone())))
             .chain(cluster.slices.iter().map(|(id, slice)| Object::EndpointSlice(id.clone(), slice.clone())))
-            .chain(cluster.pods.iter().map(|(id, pod)| Object::Pod(id.clone(), pod.clone())))
+            .chain(cluster.pods.iter().map(|(id, pod)| Object::Pod(id.into(), pod.clone())))
             .chain(
                 cluster.policies.values().filter(|policy| policy.id.kind == PolicyKind::NetworkPolicy).map(
                     |policy| Object::NetworkPolicy(policy.id.id.clone(), Ok(Some(Policy::clone(policy)))),
@@ -521,9 +521,13 @@ mod tests {
             prop_assert_eq!(&left.slices, &right.slices);
             prop_assert_eq!(left.pods.keys().collect::<Vec<_>>(), right.pods.keys().collect::<Vec<_>>());
             for (id, pod) in &left.pods {
-                let read = &right.pods[id];
+                let read = &right.pods[&id.into()];
                 // A pod without an owner is its own workload, under its name.
-                prop_assert_eq!(Pod { workload: read.workload.clone(), ..pod.clone() }, read.clone());
+                let mut pod = pod.clone();
+                if let (Some(local), Some(read)) = (&mut pod.local, &read.local) {
+                    local.workload.clone_from(&read.workload);
+                }
+                prop_assert_eq!(&pod, read);
             }
             for (id, policy) in left.policies.iter().filter(|(_, policy)| is_network_policy(policy)) {
                 let read = &right.policies[id];

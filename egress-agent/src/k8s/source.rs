@@ -556,20 +556,14 @@ impl KubeSource {
 
     /// Takes over what an index holds already, from a time before: the watches then delete what is gone since.
     pub fn adopt(&mut self, index: &Index) {
-        let here = index.cluster().pods.iter().filter(|(_, pod)| *pod.node == *self.options.node);
+        let here = index.cluster().pods.local().filter(|(_, pod)| *pod.node() == *self.options.node);
         self.local.extend(here.map(|(id, _)| id.clone()));
     }
 }
 
 /// Returns a pod of another node without what nobody asks of it.
 fn elsewhere(pod: Pod) -> Pod {
-    Pod {
-        uid: String::new(),
-        static_hash: String::new(),
-        node: String::new(),
-        workload: String::new(),
-        ..pod
-    }
+    Pod { local: None, ..pod }
 }
 
 /// What both of two scopes cover.

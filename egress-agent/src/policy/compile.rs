@@ -6,14 +6,14 @@
 //! 4. Rules are numbered and everything is sorted, so that equal policies make equal sets, whichever pod they were made for.
 
 mod fold;
+mod memory;
 mod peers;
 mod ports;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     hash::{Hash, Hasher},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -21,17 +21,20 @@ use egress_common::policy::{NEVER, NO_RULE, RuleEntry, candidate};
 
 use self::{
     fold::{Folded, Grants, Origin, TooLarge},
-    peers::{Asker, Directory},
+    memory::{Choice, Memory, Touched},
+    peers::{Asker, Directory, apiserver},
 };
 use super::{
+    changes::Changes,
     cluster::{Cluster, InvalidPolicy, NsName, Pod, Settings},
     model::{
         DefaultAction, Effect, Entity, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, PortMatch,
-        PortSpec, Ports, Protocol, Rule, RuleName, RulePart,
+        PortSpec, Ports, Protocol, RuleName, RulePart,
     },
 };
 
 pub use self::peers::Why;
+pub use super::cluster::Addresses;
 
 /// Everything the policies say to one pod, ready for the maps. Own addresses and whether a rule has expired are not in it.
 ///
@@ -77,28 +80,6 @@ impl PolicySet {
     }
 }
 
-/// The addresses of a pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Addresses {
-    /// Its IPv4 address.
-    pub v4: Option<Ipv4Addr>,
-    /// Its IPv6 address.
-    pub v6: Option<Ipv6Addr>,
-}
-
-impl Addresses {
-    fn of(pod: &Pod) -> Self {
-        let mut addresses = Self::default();
-        for address in &pod.ips {
-            match address.to_canonical() {
-                IpAddr::V4(v4) => addresses.v4 = addresses.v4.or(Some(v4)),
-                IpAddr::V6(v6) => addresses.v6 = addresses.v6.or(Some(v6)),
-            }
-        }
-        addresses
-    }
-}
-
 /// A peer of a rule that matches less than it says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Unmatched {
@@ -137,59 +118,58 @@ pub struct Compiled {
 #[must_use]
 pub fn compile(cluster: &Cluster, settings: &Settings, pod: &NsName) -> Compiled {
     let mut cache = Cache::default();
-    Compiler::new(cluster, settings, &mut cache, Generations::default()).compile(pod)
+    Compiler::new(cluster, settings, &mut cache).compile(pod)
 }
 
 /// Returns what is to hold for each of `pods`. Pods that the same policies select share one set.
 #[must_use]
-pub fn compile_all<'a>(
+pub fn compile_all<N: Into<NsName>>(
     cluster: &Cluster,
     settings: &Settings,
-    pods: impl Iterator<Item = &'a NsName>,
+    pods: impl Iterator<Item = N>,
 ) -> BTreeMap<NsName, Compiled> {
-    compile_all_cached(&mut Cache::default(), cluster, settings, Generations::default(), pods)
+    compile_all_cached(&mut Cache::default(), cluster, settings, Changes::default(), pods)
 }
 
 /// Returns what [`compile_all`] returns, and compiles only what may have changed since the last call with the same `cache`.
 ///
 /// One cache serves one [`Settings`] value; make a new one when settings change. `pods` are all that the caller cares for:
-/// what none of them needed in this call is forgotten. The caller counts changes in [`Generations`]; policies it need not
-/// count, since a policy is known by its [`Arc`]: one that has not changed must be the same `Arc` as before, and a changed one
-/// another. A set that comes out as before is the same `Arc` as before.
-pub fn compile_all_cached<'a>(
+/// what none of them needed in this call is forgotten. `changes` are those of the cluster since the last call; policies are not
+/// among them, since a policy is known by its [`Arc`]: one that has not changed must be the same `Arc` as before, and a changed
+/// one another. A set that comes out as before is the same `Arc` as before.
+pub fn compile_all_cached<N: Into<NsName>>(
     cache: &mut Cache,
     cluster: &Cluster,
     settings: &Settings,
-    generations: Generations,
-    pods: impl Iterator<Item = &'a NsName>,
+    changes: Changes,
+    pods: impl Iterator<Item = N>,
 ) -> BTreeMap<NsName, Compiled> {
+    cache.absorb(cluster, changes);
     cache.round += 1;
-    let mut compiler = Compiler::new(cluster, settings, cache, generations);
-    let compiled = pods.map(|pod| (pod.clone(), compiler.compile(pod))).collect();
+    let mut compiler = Compiler::new(cluster, settings, cache);
+    let compiled = pods.map(Into::into).map(|pod| (pod.clone(), compiler.compile(&pod))).collect();
+    let compiled: BTreeMap<NsName, Compiled> = compiled;
     let round = cache.round;
     cache.done.retain(|_, kept| kept.round == round);
     let used: HashSet<*const PolicySet> = cache.done.values().map(|kept| Arc::as_ptr(&kept.set)).collect();
     cache.sets.retain(|set| used.contains(&Arc::as_ptr(set)));
+    let used: HashSet<*const Choice> =
+        cache.done.values().flat_map(|kept| &kept.reads.choices).map(Arc::as_ptr).collect();
+    cache.memory.retain(|choice| used.contains(&Arc::as_ptr(choice)));
+    cache.asked = compiled.keys().cloned().collect();
     compiled
 }
 
-/// Counts changes of a cluster, so that [`compile_all_cached`] knows what may come out otherwise than before. A number that
-/// differs from the last call's says that something has changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Generations {
-    /// Changes of Services and EndpointSlices.
-    pub services: u64,
-    /// Changes of namespaces, pods and nodes.
-    pub others: u64,
-}
-
-/// What was compiled before, for [`compile_all_cached`].
+/// What was compiled before, for [`compile_all_cached`], and what of the cluster it depends on.
 #[derive(Debug, Default)]
 pub struct Cache {
     /// By all it depends on, besides the cluster.
     done: HashMap<Key, Kept>,
     /// The same sets, so that equal ones are one.
     sets: HashSet<Arc<PolicySet>>,
+    memory: Memory,
+    /// The pods of the last call.
+    asked: BTreeSet<NsName>,
     /// The current call.
     round: u64,
     /// How many sets were compiled.
@@ -202,6 +182,32 @@ impl Cache {
     pub fn compiled(&self) -> u64 {
         self.compiled
     }
+
+    /// Takes note of changes that led to `cluster`. Returns whether, because of them, [`compile_all_cached`] may return something
+    /// else than the last time, for the pods of the last time or because one of this node has come.
+    ///
+    /// Whoever asks here first saves a call for every pod elsewhere that no policy is about. Changed policies are not among the
+    /// changes, so when there are any, compile whatever this says.
+    pub fn absorb(&mut self, cluster: &Cluster, changes: Changes) -> bool {
+        if changes.everything {
+            self.done.clear();
+            self.memory = Memory::default();
+            return true;
+        }
+        if changes.is_empty() {
+            return false;
+        }
+        let here = |id: &NsName, pod: Option<&Pod>| {
+            pod.is_some_and(|pod| pod.local.is_some()) || self.asked.contains(id)
+        };
+        let own = changes.pods.iter().any(|(id, before)| {
+            here(id, before.as_ref()) || cluster.pods.get(id).is_some_and(|pod| pod.local.is_some())
+        });
+        let touched = self.memory.absorb(cluster, changes);
+        let before = self.done.len();
+        self.done.retain(|key, kept| !kept.reads.any(&touched, &key.node));
+        own || self.done.len() < before
+    }
 }
 
 #[derive(Debug)]
@@ -209,50 +215,69 @@ struct Kept {
     set: Arc<PolicySet>,
     unresolved: Vec<Unmatched>,
     reads: Reads,
-    generations: Generations,
     /// The last call that needed it.
     round: u64,
 }
 
-/// What compiling reads of the cluster, besides policies and the pod itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Reads {
-    Nothing,
-    Services,
-    Everything,
+/// What compiling read of the cluster, besides policies and the pod itself.
+#[derive(Debug, Default)]
+struct Reads {
+    /// Services with what stands behind them, by name.
+    services: BTreeSet<NsName>,
+    /// All ClusterIPs and what stands behind them.
+    fronts: bool,
+    /// The pod's node.
+    node: bool,
+    /// All that is not the world.
+    world: bool,
+    choices: Vec<Arc<Choice>>,
 }
 
 impl Reads {
-    fn of(policies: &[Arc<Policy>]) -> Self {
-        policies.iter().map(|policy| Self::of_policy(policy)).max().unwrap_or(Self::Nothing)
-    }
-
-    fn of_policy(policy: &Policy) -> Self {
-        let of_rule = |rule: &Rule| {
-            // What is denied closes the ClusterIPs in front of it.
-            let fronts = if rule.effect == Effect::Deny { Self::Services } else { Self::Nothing };
-            let of_peer = |peer: &Peer| match peer {
-                Peer::Any | Peer::Cidrs { .. } | Peer::Unresolved(_) => Self::Nothing,
-                Peer::Service(_) | Peer::Entity(Entity::ClusterDns | Entity::KubeApiserver) => Self::Services,
-                Peer::Pods { .. } | Peer::Entity(Entity::Node | Entity::World) => Self::Everything,
-            };
-            rule.peers.iter().map(of_peer).max().unwrap_or(Self::Nothing).max(fronts)
-        };
-        let implicit = match (policy.own_node, policy.cluster_dns) {
-            (true, _) => Self::Everything,
-            (false, true) => Self::Services,
-            (false, false) => Self::Nothing,
-        };
-        policy.rules.iter().map(of_rule).max().unwrap_or(Self::Nothing).max(implicit)
-    }
-
-    /// Returns whether what was read is still the same.
-    fn holds(self, then: Generations, now: Generations) -> bool {
-        match self {
-            Self::Nothing => true,
-            Self::Services => then.services == now.services,
-            Self::Everything => then == now,
+    fn of(policies: &[Arc<Policy>], namespace: &str, settings: &Settings, memory: &Memory) -> Self {
+        let mut reads = Self::default();
+        for policy in policies {
+            for rule in &policy.rules {
+                // What is denied closes the ClusterIPs in front of it.
+                reads.fronts |= rule.effect == Effect::Deny;
+                for peer in &rule.peers {
+                    reads.add(peer, policy.id.kind, namespace, settings, memory);
+                }
+            }
+            if policy.cluster_dns {
+                reads.services.extend(settings.cluster_dns.iter().cloned());
+            }
+            reads.node |= policy.own_node;
         }
+        reads
+    }
+
+    fn add(&mut self, peer: &Peer, kind: PolicyKind, namespace: &str, settings: &Settings, memory: &Memory) {
+        match peer {
+            Peer::Any | Peer::Cidrs { .. } | Peer::Unresolved(_) => {}
+            Peer::Service(name) => {
+                self.services.insert(name.clone());
+            }
+            Peer::Entity(Entity::ClusterDns) => self.services.extend(settings.cluster_dns.iter().cloned()),
+            Peer::Entity(Entity::KubeApiserver) => {
+                self.services.insert(apiserver());
+            }
+            Peer::Entity(Entity::Node) => self.node = true,
+            Peer::Entity(Entity::World) => self.world = true,
+            Peer::Pods { namespaces, pods } => {
+                self.fronts = true;
+                self.choices.push(memory.choice(Choice::new(namespaces, pods, namespace, kind)));
+            }
+        }
+    }
+
+    /// Returns whether something of it was touched, for a pod on `node`.
+    fn any(&self, touched: &Touched, node: &str) -> bool {
+        self.fronts && !touched.services.is_empty()
+            || !self.services.is_disjoint(&touched.services)
+            || self.node && touched.nodes.contains(node)
+            || self.world && touched.world
+            || self.choices.iter().any(|choice| touched.choice(choice))
     }
 }
 
@@ -284,45 +309,39 @@ impl Hash for Known {
 }
 
 struct Compiler<'a> {
-    directory: Directory<'a>,
+    cluster: &'a Cluster,
+    settings: &'a Settings,
     cache: &'a mut Cache,
-    generations: Generations,
 }
 
 impl<'a> Compiler<'a> {
-    fn new(
-        cluster: &'a Cluster,
-        settings: &'a Settings,
-        cache: &'a mut Cache,
-        generations: Generations,
-    ) -> Self {
-        Self { directory: Directory::new(cluster, settings), cache, generations }
+    fn new(cluster: &'a Cluster, settings: &'a Settings, cache: &'a mut Cache) -> Self {
+        Self { cluster, settings, cache }
     }
 
     fn compile(&mut self, name: &NsName) -> Compiled {
-        let Some(pod) = self.directory.cluster().pods.get(name).filter(|pod| !pod.finished) else {
+        let Some(pod) = self.cluster.pods.get(name).filter(|pod| !pod.finished) else {
             return Compiled::default();
         };
-        let addresses = Addresses::of(pod);
-        let selecting = selecting(self.directory.cluster(), self.directory.settings(), name, pod);
+        let addresses = pod.ips;
+        let selecting = selecting(self.cluster, self.settings, name, pod);
         if selecting.is_empty() {
             return Compiled { addresses, ..Compiled::default() };
         }
         let policies: Vec<PolicyId> = selecting.iter().map(|policy| policy.id.clone()).collect();
         let key = Key {
             namespace: name.namespace.clone(),
-            node: pod.node.clone(),
+            node: pod.node().to_owned(),
             policies: selecting.iter().map(|policy| Known(Arc::clone(policy))).collect(),
         };
         let round = self.cache.round;
-        if let Some(kept) = self.cache.done.get_mut(&key)
-            && kept.reads.holds(kept.generations, self.generations)
-        {
+        if let Some(kept) = self.cache.done.get_mut(&key) {
             kept.round = round;
             let (set, unresolved) = (Some(Arc::clone(&kept.set)), kept.unresolved.clone());
             return Compiled { set, addresses, unresolved, policies };
         }
-        let (set, unresolved) = self.fresh(&selecting, &name.namespace, &pod.node);
+        let reads = Reads::of(&selecting, &name.namespace, self.settings, &self.cache.memory);
+        let (set, unresolved) = self.fresh(&selecting, &name.namespace, pod.node());
         self.cache.compiled += 1;
         let set = match self.cache.sets.get(&set) {
             Some(same) => Arc::clone(same),
@@ -332,18 +351,13 @@ impl<'a> Compiler<'a> {
                 set
             }
         };
-        let kept = Kept {
-            set: Arc::clone(&set),
-            unresolved: unresolved.clone(),
-            reads: Reads::of(&selecting),
-            generations: self.generations,
-            round,
-        };
+        let kept = Kept { set: Arc::clone(&set), unresolved: unresolved.clone(), reads, round };
         self.cache.done.insert(key, kept);
         Compiled { set: Some(set), addresses, unresolved, policies }
     }
 
     fn fresh(&self, selecting: &[Arc<Policy>], namespace: &str, node: &str) -> (PolicySet, Vec<Unmatched>) {
+        let directory = Directory::new(self.cluster, self.settings, &self.cache.memory);
         let mut names = Names::default();
         let mut grants = Grants::default();
         let mut unresolved = Vec::new();
@@ -356,7 +370,7 @@ impl<'a> Compiler<'a> {
                 let origin =
                     Origin { rule: number, kind: kind(policy.mode, rule.effect), deadline: rule.deadline };
                 for peer in rule.peers {
-                    for why in self.directory.resolve(&mut grants, origin, asker, peer, rule.ports) {
+                    for why in directory.resolve(&mut grants, origin, asker, peer, rule.ports) {
                         unresolved.push((number, why));
                     }
                 }

@@ -11,9 +11,8 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    cluster::{Cluster, Labels, Settings},
+    cluster::{Cluster, Settings},
     model::{Effect, Entity, Peer, PolicyId, Rule},
-    selector::METADATA_NAME,
 };
 
 /// From how many namespaces on one question about all of them is cheaper than a question about each.
@@ -210,15 +209,9 @@ fn of_rule(cluster: &Cluster, settings: &Settings, namespace: &str, rule: &Rule)
                     None => Scope::namespace(namespace),
                     Some(selector) if selector.is_empty() => Scope::Everything,
                     Some(selector) => {
-                        let chosen = cluster.namespaces.iter().filter(|(name, labels)| {
-                            if labels.contains_key(METADATA_NAME) {
-                                return selector.matches(labels);
-                            }
-                            let mut labels = Labels::clone(labels);
-                            labels.insert(METADATA_NAME.to_owned(), name.to_string());
-                            selector.matches(&labels)
-                        });
-                        Scope::Namespaces(chosen.map(|(name, _)| name.to_string()).collect()).rounded()
+                        let names = cluster.namespaces.keys();
+                        let chosen = names.filter(|name| selector.matches(&cluster.namespace_labels(name)));
+                        Scope::Namespaces(chosen.cloned().collect()).rounded()
                     }
                 };
                 demand.services.add(scope.clone());
@@ -261,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::policy::{
-        cluster::NsName,
+        cluster::{Labels, NsName},
         document,
         model::{Policy, PolicyKind},
     };
@@ -275,7 +268,7 @@ mod tests {
         let mut cluster = Cluster::default();
         for (name, team) in [("shop", "a"), ("infra", "b"), ("web", "b")] {
             let labels: Labels = [("team".to_owned(), team.to_owned())].into();
-            cluster.namespaces.insert(name.into(), labels.into());
+            cluster.namespaces.insert(name.into(), labels);
         }
         cluster.policies.insert(id.clone(), Arc::new(policy));
         of(&cluster, &Settings::default(), [&id])

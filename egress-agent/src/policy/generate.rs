@@ -21,8 +21,8 @@ use proptest::{
 
 use super::{
     cluster::{
-        Cluster, EndpointPort, EndpointSlice, InvalidPolicy, Labels, NamedPort, Node, NsName, Pod, Service,
-        ServicePort, Settings,
+        Cluster, EndpointPort, EndpointSlice, InvalidPolicy, Labels, Local, NamedPort, Node, NsName, Pod,
+        Service, ServicePort, Settings,
     },
     flow::Flow,
     model::{
@@ -391,15 +391,17 @@ impl DraftPod {
             _ => self.ips,
         };
         let pod = Pod {
-            uid: format!("uid-{index}"),
-            static_hash: String::new(),
             labels: self.labels,
-            node,
-            ips,
+            ips: ips.into_iter().collect(),
             host_network: self.host_network,
             finished: self.finished,
-            ports: self.ports,
-            workload: format!("deployment/d-{index}"),
+            ports: self.ports.into(),
+            local: Some(Box::new(Local {
+                uid: format!("uid-{index}"),
+                static_hash: String::new(),
+                node,
+                workload: format!("deployment/d-{index}"),
+            })),
         };
         (name, pod)
     }
@@ -693,13 +695,12 @@ fn edge_of(net: IpNet, edge: Edge) -> IpAddr {
 /// Every address and prefix that occurs in a cluster.
 fn known_addresses(cluster: &Cluster, settings: &Settings) -> Vec<IpNet> {
     let mut nets = Vec::new();
-    let pods = cluster.pods.values().flat_map(|pod| &pod.ips);
+    let pods = cluster.pods.values().flat_map(|pod| pod.ips.iter());
     let services = cluster.services.values().flat_map(|service| &service.cluster_ips);
     let endpoints = cluster.slices.values().flat_map(|slice| &slice.addresses);
     let nodes = cluster.nodes.values().flat_map(|node| &node.addresses);
-    for address in pods.chain(services).chain(endpoints).chain(nodes).chain(&settings.cluster_dns_addresses) {
-        nets.push(IpNet::from(*address));
-    }
+    let others = services.chain(endpoints).chain(nodes).chain(&settings.cluster_dns_addresses).copied();
+    nets.extend(pods.chain(others).map(IpNet::from));
     nets.extend(&settings.cluster_cidrs);
     nets.extend(cluster.nodes.values().flat_map(|node| &node.pod_cidrs));
     for policy in cluster.policies.values() {
@@ -754,9 +755,9 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
         let (namespaces, nodes, pods, services, policies, broken) = cluster;
         let pods = pods.into_iter().enumerate().map(|(index, pod)| pod.finish(index, &nodes)).collect();
         let mut cluster = Cluster { namespaces, nodes, pods, ..Cluster::default() };
-        let names: Vec<NsName> = cluster.pods.keys().cloned().collect();
+        let names: Vec<NsName> = cluster.pods.keys().map(NsName::from).collect();
         let pod = asked.get(&names).clone();
-        let pod_ips: Vec<IpAddr> = cluster.pods.values().flat_map(|pod| pod.ips.iter().copied()).collect();
+        let pod_ips: Vec<IpAddr> = cluster.pods.values().flat_map(|pod| pod.ips.iter()).collect();
         for (name, service) in services {
             service.finish(&name, &mut cluster, &pod_ips);
         }
@@ -765,7 +766,7 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
             cluster.policies.insert(policy.id.clone(), Arc::new(policy));
         }
         cluster.broken.extend(broken.map(|namespace| NsName::new(namespace, "policy-7-broken")));
-        let own = cluster.pods[&pod].ips.clone();
+        let own: Vec<IpAddr> = cluster.pods[&pod].ips.iter().collect();
         let known = known_addresses(&cluster, &settings);
         let ports = known_ports(&cluster);
         let mut flows: Vec<Flow> = flows.into_iter().map(|flow| flow.finish(&own, &known, &ports)).collect();

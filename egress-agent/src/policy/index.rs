@@ -5,14 +5,16 @@
 //! good version fails closed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
+    hash::Hash,
     ops::{BitOr, BitOrAssign},
     sync::Arc,
 };
 
 use super::{
-    cluster::{Cluster, EndpointSlice, Labels, Node, NsName, Pod, Service},
+    changes::Changes,
+    cluster::{Cluster, EndpointSlice, Labels, NamedPorts, Node, NsName, Pod, Service},
     document,
     finding::{Finding, Severity},
     model::{DefaultAction, LabelSelector, Mode, Policy, PolicyId, PolicyKind},
@@ -270,6 +272,9 @@ pub type ParsePolicy = fn(&NsName, &str) -> (Option<Policy>, Vec<Finding>);
 pub struct Index {
     parse: ParsePolicy,
     cluster: Cluster,
+    changes: Changes,
+    labels: Shared<Labels>,
+    ports: Shared<NamedPorts>,
     sources: BTreeMap<PolicyId, Source>,
 }
 
@@ -287,7 +292,19 @@ impl Index {
     /// Returns an empty one that reads policies with `parse`.
     #[must_use]
     pub fn new(parse: ParsePolicy) -> Self {
-        Self { parse, cluster: Cluster::default(), sources: BTreeMap::new() }
+        Self {
+            parse,
+            cluster: Cluster::default(),
+            changes: Changes::default(),
+            labels: Shared::default(),
+            ports: Shared::default(),
+            sources: BTreeMap::new(),
+        }
+    }
+
+    /// Returns what has changed in the cluster since the last call, for [`super::compile::compile_all_cached`].
+    pub fn take_changes(&mut self) -> Changes {
+        self.changes.take()
     }
 
     /// Returns the state so far.
@@ -314,13 +331,19 @@ impl Index {
 
     /// Takes an object in its present version.
     pub fn apply(&mut self, object: Object) -> Change {
-        let cluster = &mut self.cluster;
         match object {
-            Object::Namespace { name, labels } => Change::cluster(put(&mut cluster.namespaces, name, labels)),
-            Object::Pod(id, pod) => Change::cluster(put(&mut cluster.pods, id, pod)),
-            Object::Service(id, service) => Change::cluster(put(&mut cluster.services, id, service)),
-            Object::EndpointSlice(id, slice) => Change::cluster(put(&mut cluster.slices, id, slice)),
-            Object::Node(name, node) => Change::cluster(put(&mut cluster.nodes, name, node)),
+            Object::Namespace { name, labels } => Change::cluster(self.put_namespace(name, labels)),
+            Object::Pod(id, pod) => Change::cluster(self.put_pod(id, pod)),
+            Object::Service(id, service) => Change::cluster(self.put_service(id, service)),
+            Object::EndpointSlice(id, slice) => Change::cluster(self.put_slice(id, slice)),
+            Object::Node(name, node) => {
+                let changed = self.cluster.nodes.get(&name) != Some(&node);
+                if changed {
+                    self.changes.node(name.clone());
+                    self.cluster.nodes.insert(name, node);
+                }
+                Change::cluster(changed)
+            }
             Object::ConfigMap { id, managed: false, .. } => self.delete(&ObjectKey::ConfigMap(id)),
             Object::ConfigMap { id, managed: true, policy } => self.apply_config_map(id, policy),
             Object::NetworkPolicy(id, policy) => self.apply_network_policy(id, policy),
@@ -331,11 +354,44 @@ impl Index {
     pub fn delete(&mut self, key: &ObjectKey) -> Change {
         let cluster = &mut self.cluster;
         match key {
-            ObjectKey::Namespace(name) => Change::cluster(cluster.namespaces.remove(name).is_some()),
-            ObjectKey::Pod(id) => Change::cluster(cluster.pods.remove(id).is_some()),
-            ObjectKey::Service(id) => Change::cluster(cluster.services.remove(id).is_some()),
-            ObjectKey::EndpointSlice(id) => Change::cluster(cluster.slices.remove(id).is_some()),
-            ObjectKey::Node(name) => Change::cluster(cluster.nodes.remove(name).is_some()),
+            ObjectKey::Namespace(name) => {
+                let before = cluster.namespaces.remove(name);
+                let changed = before.is_some();
+                if changed {
+                    self.changes.namespace(name.clone(), before);
+                }
+                Change::cluster(changed)
+            }
+            ObjectKey::Pod(id) => {
+                let before = cluster.pods.remove(id);
+                let changed = before.is_some();
+                if changed {
+                    self.changes.pod(id.clone(), before);
+                }
+                Change::cluster(changed)
+            }
+            ObjectKey::Service(id) => {
+                let before = cluster.services.remove(id);
+                if let Some(before) = &before {
+                    self.changes.service(id.clone());
+                    self.changes.cluster_ips |= !before.cluster_ips.is_empty();
+                }
+                Change::cluster(before.is_some())
+            }
+            ObjectKey::EndpointSlice(id) => {
+                let before = cluster.slices.remove(id);
+                if let Some(before) = &before {
+                    self.changes.service(before.of(id));
+                }
+                Change::cluster(before.is_some())
+            }
+            ObjectKey::Node(name) => {
+                let changed = cluster.nodes.remove(name).is_some();
+                if changed {
+                    self.changes.node(name.clone());
+                }
+                Change::cluster(changed)
+            }
             ObjectKey::ConfigMap(id) => {
                 let mut change = self.delete_policy(PolicyKind::ConfigMap, id);
                 change.cluster |= self.cluster.broken.remove(id);
@@ -380,7 +436,7 @@ impl Index {
         };
         match kind {
             ObjectKind::Namespace => cluster.namespaces.keys().cloned().map(ObjectKey::Namespace).collect(),
-            ObjectKind::Pod => cluster.pods.keys().cloned().map(ObjectKey::Pod).collect(),
+            ObjectKind::Pod => cluster.pods.keys().map(|id| ObjectKey::Pod(id.into())).collect(),
             ObjectKind::Service => cluster.services.keys().cloned().map(ObjectKey::Service).collect(),
             ObjectKind::EndpointSlice => {
                 cluster.slices.keys().cloned().map(ObjectKey::EndpointSlice).collect()
@@ -391,6 +447,51 @@ impl Index {
                 of(PolicyKind::NetworkPolicy).map(ObjectKey::NetworkPolicy).collect()
             }
         }
+    }
+
+    fn put_namespace(&mut self, name: String, labels: Labels) -> bool {
+        if self.cluster.namespaces.get(&name) == Some(&labels) {
+            return false;
+        }
+        let before = self.cluster.namespaces.insert(name.clone(), labels);
+        self.changes.namespace(name, before);
+        true
+    }
+
+    fn put_pod(&mut self, id: NsName, mut pod: Pod) -> bool {
+        if self.cluster.pods.get(&id) == Some(&pod) {
+            return false;
+        }
+        pod.labels = self.labels.share(pod.labels);
+        pod.ports = self.ports.share(pod.ports);
+        let before = self.cluster.pods.insert(id.clone(), pod);
+        self.changes.pod(id, before);
+        true
+    }
+
+    fn put_service(&mut self, id: NsName, service: Service) -> bool {
+        let before = self.cluster.services.get(&id);
+        if before == Some(&service) {
+            return false;
+        }
+        let before = before.map_or(&[][..], |before| before.cluster_ips.as_slice());
+        self.changes.cluster_ips |= before != service.cluster_ips;
+        self.changes.service(id.clone());
+        self.cluster.services.insert(id, service);
+        true
+    }
+
+    fn put_slice(&mut self, id: NsName, slice: EndpointSlice) -> bool {
+        let before = self.cluster.slices.get(&id);
+        if before == Some(&slice) {
+            return false;
+        }
+        if let Some(before) = before {
+            self.changes.service(before.of(&id));
+        }
+        self.changes.service(slice.of(&id));
+        self.cluster.slices.insert(id, slice);
+        true
     }
 
     fn apply_config_map(&mut self, id: NsName, text: Option<String>) -> Change {
@@ -468,12 +569,50 @@ impl Index {
     }
 }
 
-fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
-    if map.get(&key) == Some(&value) {
-        return false;
+/// Values of which equal ones share their place in memory.
+#[derive(Debug)]
+struct Shared<T> {
+    known: HashSet<T>,
+    /// How many there may be until those that nobody else has are looked for.
+    room: usize,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self { known: HashSet::new(), room: 1024 }
     }
-    map.insert(key, value);
-    true
+}
+
+/// A value that knows whether others have it, too.
+trait Counted: Clone + Eq + Hash {
+    fn is_unshared(&self) -> bool;
+}
+
+impl Counted for Labels {
+    fn is_unshared(&self) -> bool {
+        self.is_unshared()
+    }
+}
+
+impl Counted for NamedPorts {
+    fn is_unshared(&self) -> bool {
+        self.is_unshared()
+    }
+}
+
+impl<T: Counted> Shared<T> {
+    /// Returns the value equal to this one that others have.
+    fn share(&mut self, value: T) -> T {
+        if let Some(known) = self.known.get(&value) {
+            return known.clone();
+        }
+        if self.known.len() >= self.room {
+            self.known.retain(|known| !known.is_unshared());
+            self.room = 1024.max(self.known.len() * 2);
+        }
+        self.known.insert(value.clone());
+        value
+    }
 }
 
 /// What a NetworkPolicy without any good version is taken for.
@@ -515,7 +654,13 @@ fn unreadable(fault: Unreadable) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::model::Operator, super::model::Requirement, *};
+    use super::{
+        super::{
+            cluster::Local,
+            model::{Operator, Requirement},
+        },
+        *,
+    };
 
     /// Takes any text that does not begin with `bad` for a policy selecting `app: <text>`; `warn` draws a warning.
     fn parse(id: &NsName, text: &str) -> (Option<Policy>, Vec<Finding>) {
@@ -546,8 +691,9 @@ mod tests {
     }
 
     fn mk_pod(name: &str, ip: &str) -> Object {
-        let pod =
-            Pod { uid: name.into(), ips: vec![ip.parse().expect("a literal address")], ..Pod::default() };
+        let local = Local { uid: name.into(), node: "n".into(), ..Local::default() };
+        let ips = [ip.parse().expect("a literal address")].into_iter().collect();
+        let pod = Pod { ips, local: Some(Box::new(local)), ..Pod::default() };
         Object::Pod(NsName::new("ns", name), pod)
     }
 
@@ -785,7 +931,7 @@ mod tests {
             index.replace(ObjectKind::Pod, [mk_pod("b", "10.0.0.2"), mk_pod("c", "10.0.0.3")]),
             CLUSTER
         );
-        let names: Vec<_> = index.cluster().pods.keys().map(|id| id.name.as_str()).collect();
+        let names: Vec<_> = index.cluster().pods.keys().map(|id| id.name).collect();
         assert_eq!(names, ["b", "c"]);
         assert!(index.cluster().broken.contains(&NsName::new("ns", "p")), "other kinds are left alone");
         assert_eq!(index.replace(ObjectKind::ConfigMap, [mk_config_map("q", "one")]), BOTH);
@@ -802,5 +948,45 @@ mod tests {
         assert_eq!(index.apply(mk_config_map("p", "one")), CLUSTER);
         assert_eq!(index.replace(ObjectKind::ConfigMap, [mk_config_map("p", "bad")]), PROBLEMS);
         assert_eq!(index.cluster().policies[&config_map_id("p")].selector, selector("one"));
+    }
+
+    #[test]
+    fn changes_tell_what_was_before_the_first_of_them() {
+        let mut index = Index::new(parse);
+        let id = NsName::new("ns", "a");
+        assert_eq!(index.apply(mk_pod("a", "10.0.0.1")), CLUSTER);
+        let changes = index.take_changes();
+        assert_eq!(changes.pods.into_iter().collect::<Vec<_>>(), [(id.clone(), None)]);
+        let before = index.cluster().pods[&id].clone();
+        assert_eq!(index.apply(mk_pod("a", "10.0.0.2")), CLUSTER);
+        assert_eq!(index.delete(&ObjectKey::Pod(id.clone())), CLUSTER);
+        let slice = EndpointSlice { service: "s".into(), ..EndpointSlice::default() };
+        assert_eq!(index.apply(Object::EndpointSlice(NsName::new("ns", "s-1"), slice)), CLUSTER);
+        let changes = index.take_changes();
+        assert_eq!(changes.pods.into_iter().collect::<Vec<_>>(), [(id, Some(before))]);
+        assert_eq!(changes.services.into_iter().collect::<Vec<_>>(), [NsName::new("ns", "s")]);
+        assert!(!changes.everything && !changes.cluster_ips && changes.nodes.is_empty());
+        assert!(index.take_changes().is_empty());
+    }
+
+    #[test]
+    fn too_many_changes_are_not_listed() {
+        let mut index = Index::new(parse);
+        for number in 0..5000 {
+            assert_eq!(index.apply(mk_pod(&number.to_string(), "10.0.0.1")), CLUSTER);
+        }
+        let changes = index.take_changes();
+        assert!(changes.everything && changes.pods.is_empty());
+    }
+
+    #[test]
+    fn labels_that_nobody_has_any_more_are_forgotten() {
+        let mut index = Index::new(parse);
+        for number in 0..5000 {
+            let labels = Labels::from([("n".into(), number.to_string())]);
+            let object = Object::Pod(NsName::new("ns", "a"), Pod { labels, ..Pod::default() });
+            assert_eq!(index.apply(object), CLUSTER);
+        }
+        assert!(index.labels.known.len() <= 1024 + 1, "{} are known", index.labels.known.len());
     }
 }

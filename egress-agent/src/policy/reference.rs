@@ -460,7 +460,7 @@ fn at_own_address(
             at_service(question.cluster, &NsName::new("default", "kubernetes"), ports, to)
         }
         Peer::Entity(Entity::Node) => {
-            let node = question.cluster.nodes.get(&question.pod.node);
+            let node = question.cluster.nodes.get(question.pod.node());
             by_number_if(node.is_some_and(|node| node.addresses.contains(&to)))
         }
         Peer::Entity(Entity::World) => by_number_if(in_world(question.cluster, question.settings, to)),
@@ -491,13 +491,13 @@ fn selected_pods<'a>(
     pods: Option<&LabelSelector>,
 ) -> Vec<&'a Pod> {
     let mut selected = Vec::new();
-    for (name, pod) in &cluster.pods {
+    for (name, pod) in cluster.pods.iter() {
         if pod.finished || (pod.host_network && policy.id.kind == PolicyKind::NetworkPolicy) {
             continue;
         }
         let right_namespace = match namespaces {
             None => name.namespace == policy.id.id.namespace,
-            Some(selector) => selects(selector, &namespace_labels(cluster, &name.namespace)),
+            Some(selector) => selects(selector, &namespace_labels(cluster, name.namespace)),
         };
         if right_namespace && pods.is_none_or(|selector| selects(selector, &pod.labels)) {
             selected.push(pod);
@@ -507,14 +507,12 @@ fn selected_pods<'a>(
 }
 
 fn namespace_labels(cluster: &Cluster, namespace: &str) -> Labels {
-    let mut labels = match cluster.namespaces.get(namespace) {
-        Some(labels) => labels.clone(),
-        None => BTreeMap::new(),
-    };
-    if !labels.contains_key("kubernetes.io/metadata.name") {
-        labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
+    let mut labels: BTreeMap<String, String> = BTreeMap::new();
+    labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
+    for (key, value) in cluster.namespaces.get(namespace).iter().flat_map(|labels| labels.iter()) {
+        labels.insert(key.to_owned(), value.to_owned());
     }
-    labels
+    labels.into()
 }
 
 /// What a `pods` peer grants at an address that one or more of its pods have.
@@ -528,7 +526,7 @@ fn at_pods(selected: &[&Pod], ports: &Ports, address: IpAddr) -> Vec<Grant> {
         let Ports::List(list) = ports else { continue };
         for spec in list {
             let PortMatch::Name(wanted) = &spec.port else { continue };
-            for port in &pod.ports {
+            for port in pod.ports.iter() {
                 if port.name == *wanted && port.protocol == spec.protocol {
                     granted.push(Grant::Ports(port.protocol, port.port, port.port));
                 }
@@ -752,15 +750,15 @@ fn common_bits(net: &IpNet, address: IpAddr) -> Option<u8> {
 /// Whether labels satisfy every part of a selector.
 fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
     for (key, value) in &selector.match_labels {
-        if labels.get(key) != Some(value) {
+        if labels.get(key) != Some(value.as_str()) {
             return false;
         }
     }
     for requirement in &selector.match_expressions {
         let present = labels.get(&requirement.key);
         let holds = match &requirement.operator {
-            Operator::In(values) => present.is_some_and(|value| values.contains(value)),
-            Operator::NotIn(values) => present.is_none_or(|value| !values.contains(value)),
+            Operator::In(values) => present.is_some_and(|value| values.iter().any(|one| one == value)),
+            Operator::NotIn(values) => present.is_none_or(|value| values.iter().all(|one| one != value)),
             Operator::Exists => present.is_some(),
             Operator::DoesNotExist => present.is_none(),
         };
@@ -871,7 +869,7 @@ fn behind_cluster_ip(question: &Question<'_>, selected: &[&Pod]) -> bool {
 mod tests {
     use super::*;
     use crate::policy::{
-        cluster::{EndpointPort, NamedPort, Node},
+        cluster::{EndpointPort, Local, NamedPort, Node},
         model::{Governance, Requirement, Rule, Unresolved},
     };
 
@@ -973,9 +971,9 @@ mod tests {
     fn pod(node: &str, ips: &[&str], of: &[(&str, &str)]) -> Pod {
         Pod {
             labels: labels(of),
-            node: node.to_owned(),
             ips: ips.iter().map(|text| ip(text)).collect(),
-            ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, port: 8080 }],
+            ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, port: 8080 }].into(),
+            local: Some(Box::new(Local { node: node.to_owned(), ..Local::default() })),
             ..Pod::default()
         }
     }
@@ -1118,9 +1116,9 @@ mod tests {
         assert_eq!(ask_with(&one_open, &governed, "192.0.2.1", TCP, 80, NOW), "allow default_allow");
 
         let mut host = cluster(vec![policy("p", vec![])]);
-        host.pods.get_mut(&front()).expect("it is there").host_network = true;
+        assert!(host.pods.change(&front(), |pod| pod.host_network = true));
         assert_eq!(ask(&host, "192.0.2.1", TCP, 80), "deny default_deny shop/p:(default)");
-        host.pods.get_mut(&front()).expect("it is there").finished = true;
+        assert!(host.pods.change(&front(), |pod| pod.finished = true));
         assert_eq!(ask(&host, "192.0.2.1", TCP, 80), "allow ungoverned");
     }
 
@@ -1407,7 +1405,7 @@ mod tests {
         let own = policy("p", vec![allow("pods", everyone, Ports::All)]);
         cluster.policies.insert(own.id.clone(), Arc::new(own));
         assert_eq!(at(&cluster, "172.16.0.2"), "allow allowed_destination shop/p:pods");
-        cluster.pods.get_mut(&NsName::new("data", "db-1")).expect("it is there").finished = true;
+        assert!(cluster.pods.change(&NsName::new("data", "db-1"), |pod| pod.finished = true));
         assert_eq!(
             at(&cluster, "10.0.0.4"),
             "deny default_deny shop/p:(default)",

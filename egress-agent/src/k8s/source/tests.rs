@@ -6,7 +6,7 @@ use http::{Request, Response};
 use kube::client::Body;
 
 use super::*;
-use crate::policy::cluster::{Pod, Service};
+use crate::policy::cluster::{Local, Pod, Service};
 
 const OWN: &str = "here";
 
@@ -51,7 +51,8 @@ impl Scene {
 
     fn pods(&self) -> Vec<String> {
         let pods = self.index.cluster().pods.iter();
-        pods.map(|(id, pod)| format!("{id}@{}", pod.ips.first().expect("each has an address"))).collect()
+        pods.map(|(id, pod)| format!("{id}@{}", pod.ips.iter().next().expect("each has an address")))
+            .collect()
     }
 
     fn followed(&self) -> Vec<String> {
@@ -60,13 +61,14 @@ impl Scene {
 }
 
 fn pod(name: &str, node: &str, address: &str) -> Object {
-    let pod = Pod {
+    let local = Local {
         uid: format!("uid-{name}-{node}"),
         node: node.into(),
         workload: "Deployment/d".into(),
-        ips: vec![address.parse().expect("a literal address")],
-        ..Pod::default()
+        ..Local::default()
     };
+    let ips = [address.parse().expect("a literal address")].into_iter().collect();
+    let pod = Pod { ips, local: Some(Box::new(local)), ..Pod::default() };
     Object::Pod(id(name), pod)
 }
 
@@ -157,7 +159,7 @@ async fn what_one_watch_says_of_a_pod_never_takes_away_what_the_other_says() {
             scene.say(&Subject::LocalPods, News::Object(Ok(pod("a", OWN, new))));
         }
         assert_eq!(scene.pods(), ["shop/a@10.0.0.2"]);
-        assert_eq!(*scene.index.cluster().pods[&id("a")].uid, *"uid-a-here", "with all that matters here");
+        assert_eq!(scene.index.cluster().pods[&id("a")].uid(), "uid-a-here", "with all that matters here");
         scene.gone(&Subject::LocalPods, key("a"));
         assert_eq!(scene.pods(), [""; 0]);
     }
@@ -177,7 +179,7 @@ async fn what_one_watch_says_of_a_pod_never_takes_away_what_the_other_says() {
             scene.say(&REMOTE, News::Object(Ok(pod("a", "there", new))));
         }
         assert_eq!(scene.pods(), ["shop/a@10.0.0.2"]);
-        assert!(scene.index.cluster().pods[&id("a")].uid.is_empty(), "of a remote pod nothing else is kept");
+        assert!(scene.index.cluster().pods[&id("a")].local.is_none(), "of a remote pod nothing else is kept");
         scene.list(&REMOTE, Vec::new());
         assert_eq!(scene.pods(), [""; 0]);
     }
@@ -257,7 +259,7 @@ async fn a_wider_watch_replaces_narrow_ones_once_it_knows_as_much_and_the_other_
     assert_eq!(scene.source.known(), pods_of(&["shop"]));
     let other = Object::Pod(
         NsName::new("web", "b"),
-        Pod { ips: vec!["10.0.0.2".parse().expect("an address")], ..Pod::default() },
+        Pod { ips: ["10.0.0.2".parse().expect("an address")].into_iter().collect(), ..Pod::default() },
     );
     scene.list(&REMOTE, vec![pod("a", "there", "10.0.0.1"), other]);
     assert_eq!(scene.want(&all, 2), Change::NONE);

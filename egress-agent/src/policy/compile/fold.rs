@@ -20,13 +20,14 @@ use std::{
     collections::{BTreeSet, HashMap, hash_map},
     net::IpAddr,
     rc::Rc,
+    sync::Arc,
 };
 
 use egress_common::policy::{NO_RULE, RuleEntry, candidate};
 use ipnet::IpNet;
 
 use super::{
-    peers::Choice,
+    memory::Choice,
     ports::{EVERYTHING, Range},
 };
 
@@ -67,13 +68,31 @@ struct Grant {
     every_port: bool,
 }
 
-/// A prefix at which an area begins, or stops.
+/// A prefix at which an area begins, or stops. Of IPv4 there may be very many, so they are kept as short as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Mark {
-    address: u128,
+struct Mark<A> {
+    address: A,
     length: u8,
     area: u32,
     except: bool,
+}
+
+/// Addresses of one family.
+trait Family: Copy + Ord {
+    /// Returns the place of a prefix in the 128-bit space.
+    fn place(self, length: u8) -> (u128, u8);
+}
+
+impl Family for u32 {
+    fn place(self, length: u8) -> (u128, u8) {
+        (V4_ROOM | u128::from(self), V4_LENGTH + length)
+    }
+}
+
+impl Family for u128 {
+    fn place(self, length: u8) -> (u128, u8) {
+        (self, length)
+    }
 }
 
 /// The start of IPv4's room.
@@ -87,8 +106,8 @@ fn mask(length: u8) -> u128 {
 
 fn position(net: IpNet) -> (u128, u8) {
     match net {
-        IpNet::V4(v4) => (V4_ROOM | u128::from(u32::from(v4.network())), V4_LENGTH + v4.prefix_len()),
-        IpNet::V6(v6) => (u128::from(v6.network()), v6.prefix_len()),
+        IpNet::V4(v4) => u32::from(v4.network()).place(v4.prefix_len()),
+        IpNet::V6(v6) => u128::from(v6.network()).place(v6.prefix_len()),
     }
 }
 
@@ -100,7 +119,7 @@ pub(super) enum Key {
     /// Every address outside the cluster.
     World,
     /// The addresses of the pods that a selector chooses.
-    Chosen(Rc<Choice>),
+    Chosen(Arc<Choice>),
     /// Prefixes and exceptions.
     Nets(Vec<IpNet>, Vec<IpNet>),
 }
@@ -114,8 +133,7 @@ pub(super) struct Grants {
     area_of: HashMap<Key, u32>,
     ports: Vec<Rc<[Range]>>,
     interned: HashMap<Rc<[Range]>, u32>,
-    v4: Vec<Mark>,
-    v6: Vec<Mark>,
+    marks: Marks,
     work: u64,
     too_large: bool,
 }
@@ -158,8 +176,11 @@ impl Grants {
         if !self.spend(NET_STEPS * count as u64) {
             return;
         }
-        self.add_at(origin, ports, Key::Nets(nets, except), |key| match key {
-            Key::Nets(nets, except) => (nets.clone(), except.clone()),
+        self.add_at(origin, ports, Key::Nets(nets, except), |key, marks| match key {
+            Key::Nets(nets, except) => {
+                marks.begin(nets.iter().copied());
+                marks.except(except.iter().copied());
+            }
             Key::Everywhere | Key::World | Key::Chosen(_) => unreachable!("the key is the one given"),
         });
     }
@@ -171,27 +192,24 @@ impl Grants {
         origin: Origin,
         ports: &[Range],
         key: Key,
-        area: impl FnOnce(&Key) -> (Vec<IpNet>, Vec<IpNet>),
+        area: impl FnOnce(&Key, &mut Area<'_>),
     ) {
         if ports.is_empty() || !self.spend(GRANT_STEPS + ports.len() as u64) {
             return;
         }
         let next = u32::try_from(self.areas.len()).expect("fewer areas than grants");
-        let (number, fresh) = match self.area_of.entry(key) {
-            hash_map::Entry::Occupied(known) => (*known.get(), None),
+        let number = match self.area_of.entry(key) {
+            hash_map::Entry::Occupied(known) => *known.get(),
             hash_map::Entry::Vacant(vacant) => {
-                let nets = area(vacant.key());
-                (*vacant.insert(next), Some(nets))
+                let marks = &mut self.marks;
+                area(vacant.key(), &mut Area { number: next, marks });
+                self.areas.push(Vec::new());
+                *vacant.insert(next)
             }
         };
-        if let Some((nets, except)) = fresh {
-            self.areas.push(Vec::new());
-            if self.v4.len() + self.v6.len() + nets.len() + except.len() > MAX_MARKS {
-                self.too_large = true;
-                return;
-            }
-            nets.into_iter().for_each(|net| self.mark(net, number, false));
-            except.into_iter().for_each(|net| self.mark(net, number, true));
+        if self.marks.too_many {
+            self.too_large = true;
+            return;
         }
         let grant = u32::try_from(self.grants.len()).expect("fewer than 2^32 grants fit into memory");
         self.areas[number as usize].push(grant);
@@ -211,22 +229,54 @@ impl Grants {
         self.interned.insert(ports, index);
         index
     }
+}
 
-    fn mark(&mut self, net: IpNet, area: u32, except: bool) {
-        let (address, length) = position(net);
-        let marks = match net {
-            IpNet::V4(_) => &mut self.v4,
-            // No packet has an IPv6 address of IPv4's room, so such a prefix matches nothing.
-            IpNet::V6(_) if length >= V4_LENGTH && address & mask(V4_LENGTH) == V4_ROOM => return,
-            IpNet::V6(_) => &mut self.v6,
-        };
-        marks.push(Mark { address, length, area, except });
+/// The prefixes at which areas begin and stop.
+#[derive(Debug, Default)]
+struct Marks {
+    v4: Vec<Mark<u32>>,
+    v6: Vec<Mark<u128>>,
+    /// There were more than [`MAX_MARKS`]; those after that are not here.
+    too_many: bool,
+}
+
+impl Marks {
+    fn add(&mut self, net: IpNet, area: u32, except: bool) {
+        if self.v4.len() + self.v6.len() == MAX_MARKS {
+            self.too_many = true;
+            return;
+        }
+        match net {
+            IpNet::V4(v4) => {
+                self.v4.push(Mark { address: v4.network().into(), length: v4.prefix_len(), area, except });
+            }
+            IpNet::V6(v6) => {
+                let (address, length) = (u128::from(v6.network()), v6.prefix_len());
+                // No packet has an IPv6 address of IPv4's room, so such a prefix matches nothing.
+                if length < V4_LENGTH || address & mask(V4_LENGTH) != V4_ROOM {
+                    self.v6.push(Mark { address, length, area, except });
+                }
+            }
+        }
     }
 }
 
-/// Returns the address at a place of the 128-bit space.
-pub(super) fn address(place: u128) -> IpAddr {
-    IpAddr::V6(place.into()).to_canonical()
+/// Takes the prefixes of one area.
+pub(super) struct Area<'a> {
+    number: u32,
+    marks: &'a mut Marks,
+}
+
+impl Area<'_> {
+    /// Adds prefixes.
+    pub(super) fn begin(&mut self, nets: impl IntoIterator<Item = IpNet>) {
+        nets.into_iter().for_each(|net| self.marks.add(net, self.number, false));
+    }
+
+    /// Adds exceptions.
+    pub(super) fn except(&mut self, nets: impl IntoIterator<Item = IpNet>) {
+        nets.into_iter().for_each(|net| self.marks.add(net, self.number, true));
+    }
 }
 
 /// Returns the first and the last address of a prefix in the 128-bit space.
@@ -261,7 +311,7 @@ pub(super) fn fold(mut grants: Grants) -> Result<Folded, TooLarge> {
     if grants.too_large {
         return Err(TooLarge);
     }
-    let (mut v4, mut v6) = (std::mem::take(&mut grants.v4), std::mem::take(&mut grants.v6));
+    let Marks { mut v4, mut v6, .. } = std::mem::take(&mut grants.marks);
     let mut walk = Walk {
         grants: &grants,
         covered: vec![0; grants.areas.len()],
@@ -307,7 +357,12 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Emits the entries of one family. `inherited` is what a lookup finds around the family's `root`.
-    fn family(&mut self, marks: &mut Vec<Mark>, root: (u128, u8), inherited: u32) -> Result<(), TooLarge> {
+    fn family<A: Family>(
+        &mut self,
+        marks: &mut Vec<Mark<A>>,
+        root: (u128, u8),
+        inherited: u32,
+    ) -> Result<(), TooLarge> {
         marks.sort_unstable();
         marks.dedup();
         let mut stack: Vec<Frame> = Vec::new();
@@ -316,11 +371,11 @@ impl Walk<'_> {
             // The first round is the root's, whether it has marks or not.
             let (address, length) = match (stack.is_empty(), marks.get(next)) {
                 (true, _) => root,
-                (false, Some(mark)) => (mark.address, mark.length),
+                (false, Some(mark)) => mark.address.place(mark.length),
                 (false, None) => break,
             };
-            let count =
-                marks[next..].iter().take_while(|m| (m.address, m.length) == (address, length)).count();
+            let same = |mark: &&Mark<A>| mark.address.place(mark.length) == (address, length);
+            let count = marks[next..].iter().take_while(same).count();
             let here = next..next + count;
             next += count;
             while stack.last().is_some_and(|frame| frame.last < address) {
@@ -343,7 +398,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn leave(&mut self, marks: &[Mark]) {
+    fn leave<A>(&mut self, marks: &[Mark<A>]) {
         for mark in marks {
             let counts = if mark.except { &mut self.excluded } else { &mut self.covered };
             counts[mark.area as usize] -= 1;
@@ -351,9 +406,9 @@ impl Walk<'_> {
     }
 
     /// Returns what holds in a prefix with these marks inside one where `around` holds.
-    fn enter(
+    fn enter<A>(
         &mut self,
-        marks: &[Mark],
+        marks: &[Mark<A>],
         around: &Rc<Vec<u32>>,
         around_list: u32,
     ) -> Result<(Rc<Vec<u32>>, u32), TooLarge> {

@@ -1,22 +1,23 @@
 //! From what a rule says about peers to addresses, each with the ports that hold at it.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    rc::Rc,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use super::{
     fold::{self, Grants, Key, Origin, host},
+    memory::{Choice, Chosen, Fronts, Memory, World},
     ports::{self, Range},
 };
 use crate::policy::{
-    cluster::{Cluster, EndpointSlice, Labels, NsName, Pod, Settings},
-    model::{Entity, LabelSelector, Peer, PolicyKind, PortMatch, Ports, Unresolved},
+    cluster::{Cluster, EndpointSlice, NsName, Settings},
+    model::{Entity, Peer, PolicyKind, PortMatch, Ports, Unresolved},
 };
 
 /// Why a peer of a rule matches nothing.
@@ -64,91 +65,27 @@ pub(super) struct Asker<'a> {
     pub(super) kind: PolicyKind,
 }
 
-/// A ClusterIP port of one address family, with what stands behind it.
-struct Front {
-    cluster_ips: Vec<IpAddr>,
-    range: Range,
-    /// Endpoint addresses and ports there, sorted and distinct; at least one.
-    pairs: Vec<(IpAddr, Range)>,
-}
-
-/// All ClusterIP ports that have something behind them.
-struct Fronts {
-    fronts: Vec<Front>,
-    /// Every endpoint of every front: its address in the 128-bit space, its ports, its front. Sorted.
-    endpoints: Vec<(u128, Range, usize)>,
-}
-
-impl Fronts {
-    /// Returns the endpoints with an address from `first` to `last`.
-    fn between(&self, first: u128, last: u128) -> &[(u128, Range, usize)] {
-        let from = self.endpoints.partition_point(|(address, _, _)| *address < first);
-        let count = self.endpoints[from..].partition_point(|(address, _, _)| *address <= last);
-        &self.endpoints[from..from + count]
-    }
-}
-
-/// What chooses pods: the selectors and the side they are asked from.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct Choice {
-    namespaces: Option<LabelSelector>,
-    pods: Option<LabelSelector>,
-    /// The policy's namespace, where it matters.
-    namespace: String,
-    /// Whether hostNetwork pods count.
-    host_network: bool,
-}
-
-/// The pods that were chosen.
-struct Chosen<'a> {
-    pods: Vec<&'a Pod>,
-    /// Their addresses, sorted and distinct.
-    addresses: Vec<IpAddr>,
-    /// Fronts all of whose endpoints are at these addresses.
-    whole: Vec<usize>,
-}
-
 /// Work steps for looking at one pod, or at one endpoint.
 const LOOK_STEPS: u64 = 30;
-
-/// How many addresses of chosen pods are remembered, so that many selectors do not fill the memory.
-const REMEMBERED: usize = 1 << 20;
 
 /// The cluster with the lookups that resolving peers needs, each made once and only if asked for.
 pub(super) struct Directory<'a> {
     cluster: &'a Cluster,
     settings: &'a Settings,
-    slices: OnceCell<HashMap<NsName, Vec<&'a EndpointSlice>>>,
-    fronts: OnceCell<Fronts>,
+    memory: &'a Memory,
+    slices: OnceCell<Slices<'a>>,
     inside: OnceCell<Vec<IpNet>>,
-    /// With the number of addresses in it.
-    chosen: RefCell<(ChosenBefore<'a>, usize)>,
 }
 
-/// What each choice has led to.
-type ChosenBefore<'a> = HashMap<Rc<Choice>, Rc<Chosen<'a>>>;
+/// EndpointSlices by the namespace and name of their Service.
+type Slices<'a> = HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>;
 
 /// Ports by address, before they are normalized.
 type Places = BTreeMap<IpAddr, Vec<Range>>;
 
 impl<'a> Directory<'a> {
-    pub(super) fn new(cluster: &'a Cluster, settings: &'a Settings) -> Self {
-        Self {
-            cluster,
-            settings,
-            slices: OnceCell::new(),
-            fronts: OnceCell::new(),
-            inside: OnceCell::new(),
-            chosen: RefCell::default(),
-        }
-    }
-
-    pub(super) fn cluster(&self) -> &'a Cluster {
-        self.cluster
-    }
-
-    pub(super) fn settings(&self) -> &'a Settings {
-        self.settings
+    pub(super) fn new(cluster: &'a Cluster, settings: &'a Settings, memory: &'a Memory) -> Self {
+        Self { cluster, settings, memory, slices: OnceCell::new(), inside: OnceCell::new() }
     }
 
     /// Adds the grants of one peer of a rule. Returns why it matches less than it says, if so.
@@ -171,7 +108,7 @@ impl<'a> Directory<'a> {
         match peer {
             Peer::Any => {
                 let ranges = ports::numeric(ports);
-                grants.add_at(origin, &ranges, Key::Everywhere, |_| (everywhere().into(), Vec::new()));
+                grants.add_at(origin, &ranges, Key::Everywhere, |_, marks| marks.begin(everywhere()));
                 self.close(grants, origin, &ranges, &everywhere(), &[]);
             }
             Peer::Cidrs { cidrs, except } => {
@@ -182,17 +119,12 @@ impl<'a> Directory<'a> {
                 }
             }
             Peer::Pods { namespaces, pods } => {
-                let choice = Choice {
-                    namespaces: namespaces.clone(),
-                    pods: pods.clone(),
-                    namespace: if namespaces.is_none() { asker.namespace.to_owned() } else { String::new() },
-                    host_network: asker.kind != PolicyKind::NetworkPolicy,
-                };
-                self.pods(grants, origin, Rc::new(choice), ports);
+                let choice = self.memory.choice(Choice::new(namespaces, pods, asker.namespace, asker.kind));
+                self.pods(grants, origin, choice, ports);
             }
             Peer::Service(name) => why.extend(self.service(&mut places, name, ports)),
             Peer::Entity(Entity::KubeApiserver) => {
-                why.extend(self.service(&mut places, &NsName::new("default", "kubernetes"), ports));
+                why.extend(self.service(&mut places, &apiserver(), ports));
             }
             Peer::Entity(Entity::ClusterDns) => {
                 for name in &self.settings.cluster_dns {
@@ -212,7 +144,10 @@ impl<'a> Directory<'a> {
             },
             Peer::Entity(Entity::World) => {
                 let ranges = ports::numeric(ports);
-                grants.add_at(origin, &ranges, Key::World, |_| (everywhere().into(), self.inside().to_vec()));
+                grants.add_at(origin, &ranges, Key::World, |_, marks| {
+                    marks.begin(everywhere());
+                    marks.except(self.inside().iter().copied());
+                });
                 self.close(grants, origin, &ranges, &everywhere(), self.inside());
             }
             Peer::Unresolved(unresolved) => why.push(Why::NotLookedUp(unresolved.clone())),
@@ -245,7 +180,7 @@ impl<'a> Directory<'a> {
     fn touch(
         &self,
         grants: &mut Grants,
-        fronts: &mut BTreeSet<usize>,
+        fronts: &mut BTreeSet<u32>,
         ranges: &[Range],
         net: IpNet,
         except: &[IpNet],
@@ -255,23 +190,22 @@ impl<'a> Directory<'a> {
         if !grants.spend(LOOK_STEPS * (1 + endpoints.len() as u64)) {
             return;
         }
-        for (address, target, front) in endpoints {
-            let address = fold::address(*address);
+        for (front, address, target) in endpoints {
             // IPv4's room lies inside the wide prefixes of IPv6.
             if address.is_ipv4() == net.addr().is_ipv4()
-                && ports::touches(ranges, *target)
+                && ports::touches(ranges, target)
                 && !within(except, address)
             {
-                fronts.insert(*front);
+                fronts.insert(front);
             }
         }
     }
 
     /// Adds grants for the ports of `fronts`.
-    fn add_fronts(&self, grants: &mut Grants, origin: Origin, fronts: &BTreeSet<usize>) {
+    fn add_fronts(&self, grants: &mut Grants, origin: Origin, fronts: &BTreeSet<u32>) {
         let mut places = Places::new();
         for front in fronts {
-            let front = &self.fronts().fronts[*front];
+            let front = self.fronts().get(*front);
             for address in &front.cluster_ips {
                 open(&mut places, *address, &[front.range]);
             }
@@ -279,28 +213,27 @@ impl<'a> Directory<'a> {
         add_places(grants, origin, places);
     }
 
-    fn slices(&self, service: &NsName) -> &[&'a EndpointSlice] {
-        let slices = self.slices.get_or_init(|| {
-            let mut slices: HashMap<NsName, Vec<&EndpointSlice>> = HashMap::new();
-            for (name, slice) in &self.cluster.slices {
-                let service = NsName::new(name.namespace.as_str(), slice.service.as_str());
-                slices.entry(service).or_default().push(slice);
+    fn slices<'s>(&'s self, namespace: &'s str, service: &'s str) -> &'s [&'s EndpointSlice] {
+        let slices: &Slices<'s> = self.slices.get_or_init(|| {
+            let mut slices = Slices::new();
+            for (id, slice) in &self.cluster.slices {
+                slices.entry((&id.namespace, &slice.service)).or_default().push(slice);
             }
             slices
         });
-        slices.get(service).map_or(&[], Vec::as_slice)
+        slices.get(&(namespace, service)).map_or(&[], Vec::as_slice)
     }
 
     fn fronts(&self) -> &Fronts {
-        self.fronts.get_or_init(|| {
-            let mut fronts = Vec::new();
+        self.memory.fronts.get_or_init(|| {
+            let mut fronts = Fronts::default();
             for (name, service) in &self.cluster.services {
                 if service.cluster_ips.is_empty() {
                     continue;
                 }
                 for port in &service.ports {
                     let mut pairs: Vec<(IpAddr, Range)> = Vec::new();
-                    for slice in self.slices(name) {
+                    for slice in self.slices(&name.namespace, &name.name) {
                         for behind in ports::behind(port, slice) {
                             let target = ports::target(port.protocol, behind.port);
                             pairs.extend(slice.addresses.iter().map(|ip| (ip.to_canonical(), target)));
@@ -308,142 +241,87 @@ impl<'a> Directory<'a> {
                     }
                     pairs.sort_unstable();
                     pairs.dedup();
-                    let (v4, v6): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|(ip, _)| ip.is_ipv4());
+                    let (v4, v6) = pairs.split_at(pairs.partition_point(|(ip, _)| ip.is_ipv4()));
                     for (is_v4, pairs) in [(true, v4), (false, v6)] {
                         let ips = service.cluster_ips.iter().map(|ip| ip.to_canonical());
                         let cluster_ips: Vec<IpAddr> = ips.filter(|ip| ip.is_ipv4() == is_v4).collect();
                         if !cluster_ips.is_empty() && !pairs.is_empty() {
-                            let range = ports::single(port.protocol, port.port);
-                            fronts.push(Front { cluster_ips, range, pairs });
+                            fronts.add(cluster_ips, ports::single(port.protocol, port.port), pairs);
                         }
                     }
                 }
             }
-            let mut endpoints: Vec<(u128, Range, usize)> = (0..)
-                .zip(&fronts)
-                .flat_map(|(number, front)| {
-                    front.pairs.iter().map(move |(ip, range)| (fold::span(host(*ip)).0, *range, number))
-                })
-                .collect();
-            endpoints.sort_unstable();
-            Fronts { fronts, endpoints }
+            fronts.finish();
+            fronts
         })
     }
 
     /// Adds what a rule says about pods, and about ClusterIP ports by what stands behind them. To allow one, every endpoint must
     /// be allowed.
-    fn pods(&self, grants: &mut Grants, origin: Origin, choice: Rc<Choice>, ports: &Ports) {
+    fn pods(&self, grants: &mut Grants, origin: Origin, choice: Arc<Choice>, ports: &Ports) {
         let chosen = self.chosen(&choice);
         let numeric = ports::numeric(ports);
-        let mut named = Places::new();
+        let mut named = Named::default();
         if let Ports::List(specs) = ports
             && let names = specs.iter().filter(|spec| matches!(spec.port, PortMatch::Name(_))).count()
             && names > 0
         {
-            let looks: usize = chosen.pods.iter().map(|pod| 1 + names * pod.ports.len()).sum();
+            let mut looks = 0;
+            self.memory.each(self.cluster, &choice, |pod| looks += 1 + names * pod.ports.len());
             if !grants.spend(LOOK_STEPS * looks as u64) {
                 return;
             }
-            for pod in &chosen.pods {
-                let mut ranges = Vec::new();
+            let mut places: Vec<(IpAddr, Range)> = Vec::new();
+            let mut ranges = Vec::new();
+            self.memory.each(self.cluster, &choice, |pod| {
+                ranges.clear();
                 ports::named_at_pod(ports, pod, &mut ranges);
-                pod.ips.iter().for_each(|address| open(&mut named, *address, &ranges));
-            }
+                for address in pod.ips.iter() {
+                    places.extend(ranges.iter().map(|range| (address, *range)));
+                }
+            });
+            named = Named::new(places);
         }
         // Choosing counts for every set, whether it was remembered from another or not.
-        let looks = self.cluster.pods.len() + chosen.addresses.len();
+        let looks = self.cluster.pods.len() + chosen.addresses.distinct();
         let mut first = false;
-        grants.add_at(origin, &numeric, Key::Chosen(choice), |_| {
+        grants.add_at(origin, &numeric, Key::Chosen(choice), |_, marks| {
             first = true;
-            (chosen.addresses.iter().map(|address| host(*address)).collect(), Vec::new())
+            marks.begin(chosen.addresses.iter().map(host));
         });
         if !grants.spend(if first || numeric.is_empty() { LOOK_STEPS * looks as u64 } else { 0 }) {
             return;
         }
-        let named = add_places(grants, origin, named);
+        named.add(grants, origin);
         let mut fronts = BTreeSet::new();
         if origin.denies() {
-            for address in &chosen.addresses {
-                let ranges = named.get(address).map_or(&[][..], Vec::as_slice);
-                for ranges in [&numeric, ranges] {
+            for address in chosen.addresses.iter() {
+                for ranges in [&numeric[..], named.at(address)] {
                     if !ranges.is_empty() {
-                        self.touch(grants, &mut fronts, ranges, host(*address), &[]);
+                        self.touch(grants, &mut fronts, ranges, host(address), &[]);
                     }
                 }
             }
         } else {
-            let all = &self.fronts().fronts;
-            let pairs: usize = chosen.whole.iter().map(|front| all[*front].pairs.len()).sum();
+            let whole = chosen.whole(self.fronts());
+            let pairs: usize = whole.iter().map(|front| self.fronts().pairs(*front).len()).sum();
             if !grants.spend(LOOK_STEPS * pairs as u64) {
                 return;
             }
             let allows = |(address, target): &(IpAddr, Range)| {
-                ports::covers(&numeric, *target)
-                    || named.get(address).is_some_and(|named| {
-                        ports::covers(&ports::normalize([named.as_slice(), &numeric].concat()), *target)
-                    })
+                ports::covers(&numeric, *target) || {
+                    let named = named.at(*address);
+                    !named.is_empty() && ports::covers(&ports::normalize([named, &numeric].concat()), *target)
+                }
             };
-            fronts.extend(chosen.whole.iter().filter(|front| all[**front].pairs.iter().all(allows)));
+            fronts.extend(whole.iter().filter(|front| self.fronts().pairs(**front).iter().all(allows)));
         }
         self.add_fronts(grants, origin, &fronts);
     }
 
     /// Returns the pods of a choice, from memory if possible.
-    fn chosen(&self, choice: &Rc<Choice>) -> Rc<Chosen<'a>> {
-        if let Some(chosen) = self.chosen.borrow().0.get(choice) {
-            return Rc::clone(chosen);
-        }
-        let pods = self.choose(choice);
-        let mut addresses: Vec<IpAddr> =
-            pods.iter().flat_map(|pod| &pod.ips).map(IpAddr::to_canonical).collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        let fronts = self.fronts();
-        let mut here: BTreeMap<usize, usize> = BTreeMap::new();
-        for address in &addresses {
-            let (first, last) = fold::span(host(*address));
-            for (_, _, front) in fronts.between(first, last) {
-                *here.entry(*front).or_default() += 1;
-            }
-        }
-        let whole = here.into_iter().filter(|(front, count)| fronts.fronts[*front].pairs.len() == *count);
-        let whole = whole.map(|(front, _)| front).collect();
-        let chosen = Rc::new(Chosen { pods, addresses, whole });
-        let (memory, size) = &mut *self.chosen.borrow_mut();
-        *size += chosen.addresses.len();
-        if *size > REMEMBERED {
-            memory.clear();
-            *size = chosen.addresses.len();
-        }
-        memory.insert(Rc::clone(choice), Rc::clone(&chosen));
-        chosen
-    }
-
-    fn choose(&self, choice: &Choice) -> Vec<&'a Pod> {
-        let counts = |pod: &Pod| {
-            !pod.finished
-                && (choice.host_network || !pod.host_network)
-                && choice.pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
-        };
-        let Some(selector) = &choice.namespaces else {
-            let first = NsName::new(choice.namespace.as_str(), "");
-            let pods = self.cluster.pods.range(first..);
-            let own = pods.take_while(|(name, _)| name.namespace == choice.namespace);
-            return own.map(|(_, pod)| pod).filter(|pod| counts(pod)).collect();
-        };
-        let mut chosen: HashMap<&str, bool> = HashMap::new();
-        let of_namespaces = self.cluster.pods.iter().filter(|(name, _)| {
-            *chosen
-                .entry(&name.namespace)
-                .or_insert_with(|| selector.matches(&self.namespace_labels(&name.namespace)))
-        });
-        of_namespaces.map(|(_, pod)| pod).filter(|pod| counts(pod)).collect()
-    }
-
-    fn namespace_labels(&self, namespace: &str) -> Labels {
-        let mut labels = self.cluster.namespaces.get(namespace).cloned().unwrap_or_else(Labels::new);
-        labels.entry("kubernetes.io/metadata.name".to_owned()).or_insert_with(|| namespace.to_owned());
-        labels
+    fn chosen(&self, choice: &Arc<Choice>) -> Arc<Chosen> {
+        self.memory.chosen(self.cluster, choice)
     }
 
     /// Opens the ClusterIPs of a Service and the addresses behind them.
@@ -458,7 +336,7 @@ impl<'a> Directory<'a> {
         for address in &service.cluster_ips {
             open(places, *address, &at_cluster_ip);
         }
-        for slice in self.slices(name) {
+        for slice in self.slices(&name.namespace, &name.name) {
             let at_endpoint = ports::at_endpoint(ports, service, slice);
             for address in &slice.addresses {
                 open(places, *address, &at_endpoint);
@@ -470,22 +348,69 @@ impl<'a> Directory<'a> {
     /// Returns what [`Entity::World`] leaves out, without prefixes inside others.
     fn inside(&self) -> &[IpNet] {
         self.inside.get_or_init(|| {
-            let cluster = self.cluster;
-            let nodes = cluster.nodes.values();
-            let pods = cluster.pods.values().filter(|pod| !pod.finished);
-            let addresses = nodes
-                .clone()
-                .flat_map(|node| &node.addresses)
-                .chain(cluster.services.values().flat_map(|service| &service.cluster_ips))
-                .chain(pods.flat_map(|pod| &pod.ips));
-            let nets = addresses
-                .map(|address| host(*address))
-                .chain(nodes.flat_map(|node| &node.pod_cidrs).copied())
-                .chain(self.settings.cluster_cidrs.iter().copied())
-                .chain(never_world());
-            outermost(nets)
+            let world = self.memory.world.get_or_init(|| {
+                let nodes = self.cluster.nodes.values();
+                let services = self.cluster.services.values();
+                let addresses = nodes
+                    .clone()
+                    .flat_map(|node| &node.addresses)
+                    .chain(services.flat_map(|service| &service.cluster_ips));
+                let nets = addresses
+                    .map(|address| host(*address))
+                    .chain(nodes.flat_map(|node| &node.pod_cidrs).copied())
+                    .chain(self.settings.cluster_cidrs.iter().copied())
+                    .chain(never_world());
+                World::new(outermost(nets), self.cluster)
+            });
+            world.inside()
         })
     }
+}
+
+/// The ports that have a name at the pods of a choice.
+#[derive(Default)]
+struct Named {
+    /// Each address and which of `ranges` it has, sorted.
+    places: Vec<(IpAddr, usize)>,
+    /// Normalized and distinct.
+    ranges: Vec<Vec<Range>>,
+}
+
+impl Named {
+    fn new(mut at: Vec<(IpAddr, Range)>) -> Self {
+        at.sort_unstable();
+        at.dedup();
+        let mut named = Self::default();
+        let mut numbers: HashMap<Vec<Range>, usize> = HashMap::new();
+        for here in at.chunk_by(|left, right| left.0 == right.0) {
+            let ranges = ports::normalize(here.iter().map(|(_, range)| *range).collect());
+            let number = *numbers.entry(ranges).or_insert_with_key(|ranges| {
+                named.ranges.push(ranges.clone());
+                named.ranges.len() - 1
+            });
+            named.places.push((here[0].0, number));
+        }
+        named
+    }
+
+    /// Returns the ports at an address.
+    fn at(&self, address: IpAddr) -> &[Range] {
+        let place = self.places.binary_search_by_key(&address, |(place, _)| *place);
+        place.map_or(&[], |place| &self.ranges[self.places[place].1])
+    }
+
+    /// Adds grants for them, those with the same ports together.
+    fn add(&self, grants: &mut Grants, origin: Origin) {
+        for (number, ranges) in self.ranges.iter().enumerate() {
+            let here = self.places.iter().filter(|(_, ranges)| *ranges == number);
+            grants.add(origin, ranges, here.map(|(address, _)| host(*address)).collect(), Vec::new());
+        }
+    }
+}
+
+/// Returns the Service in front of the API servers.
+pub(super) fn apiserver() -> NsName {
+    NsName::new("default", "kubernetes")
 }
 
 /// Adds grants for places, those with the same ports together. Returns them normalized.
@@ -504,8 +429,9 @@ fn add_places(grants: &mut Grants, origin: Origin, mut places: Places) -> Places
 }
 
 /// Returns `nets` sorted and without those inside others.
-fn outermost(nets: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
-    let nets: BTreeSet<IpNet> = nets.map(|net| net.trunc()).collect();
+pub(super) fn outermost(nets: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
+    let mut nets: Vec<IpNet> = nets.map(|net| net.trunc()).collect();
+    nets.sort_unstable();
     let mut outermost: Vec<IpNet> = Vec::new();
     // In this order a prefix comes right before those inside it.
     for net in nets {
@@ -517,7 +443,7 @@ fn outermost(nets: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
 }
 
 /// Returns whether one of `nets`, as [`outermost`] made them, holds `address`.
-fn within(nets: &[IpNet], address: IpAddr) -> bool {
+pub(super) fn within(nets: &[IpNet], address: IpAddr) -> bool {
     let after = nets.partition_point(|net| *net <= host(address));
     after > 0 && nets[after - 1].contains(&address)
 }

@@ -1,3 +1,5 @@
+use std::net::{IpAddr, Ipv4Addr};
+
 use egress_common::{
     policy::{TCP, UDP},
     verdict::{Reason, Verdict},
@@ -6,7 +8,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::policy::{
-    cluster::{EndpointPort, EndpointSlice, NamedPort, Node, Service, ServicePort},
+    cluster::{EndpointPort, EndpointSlice, Labels, Local, NamedPort, Node, Service, ServicePort},
     flow::Flow,
     model::{Governance, Rule, Unresolved},
     simulate::simulate,
@@ -64,7 +66,7 @@ fn until(deadline: u64, rule: Rule) -> Rule {
     Rule { expires: Some(deadline), ..rule }
 }
 
-fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
@@ -106,6 +108,14 @@ impl World {
         self
     }
 
+    /// Changes a pod of `n`. Returns what it was before.
+    fn change_pod(&mut self, name: &str, change: impl FnOnce(&mut Pod)) -> (NsName, Option<Pod>) {
+        let id = NsName::new("n", name);
+        let before = self.cluster.pods[&id].clone();
+        assert!(self.cluster.pods.change(&id, change));
+        (id, Some(before))
+    }
+
     fn pod(mut self, name: &str, ips: &[&str], pairs: &[(&str, &str)], ports: &[(&str, u16)]) -> Self {
         let (namespace, name) = name.split_once('/').expect("namespace/name");
         let ports = ports.iter().map(|(name, port)| NamedPort {
@@ -115,7 +125,7 @@ impl World {
         });
         let pod = Pod {
             labels: labels(pairs),
-            node: "w".into(),
+            local: Some(Box::new(Local { node: "w".into(), ..Local::default() })),
             ips: ips.iter().copied().map(ip).collect(),
             ports: ports.collect(),
             ..Pod::default()
@@ -561,7 +571,7 @@ fn what_cannot_be_resolved_matches_nothing_and_is_reported() {
             allow("aws", Peer::Unresolved(Unresolved::Domains(vec!["example.com".into()])), Ports::All),
         ],
     );
-    world.cluster.pods.get_mut(&NsName::new("n", "p")).expect("there").node = "unknown".into();
+    world.change_pod("p", |pod| pod.local.as_mut().expect("it is here").node = "unknown".into());
     let world = world.change("a", |policy| policy.own_node = true);
     let reported: Vec<_> =
         world.compiled().unresolved.iter().map(|u| u.rule.part.as_str().to_owned()).collect();
@@ -659,7 +669,7 @@ fn pods_of_the_same_policies_share_one_set() {
         .with("a", vec![allow("x", cidrs(&["10.0.0.0/8"], &[]), Ports::All)])
         .with("b", vec![])
         .change("b", |policy| policy.selector = selector("app", "r"));
-    world.cluster.pods.get_mut(&NsName::new("n", "q")).expect("there").node = "other".into();
+    world.change_pod("q", |pod| pod.local.as_mut().expect("it is here").node = "other".into());
     let all = compile_all(&world.cluster, &world.settings, world.cluster.pods.keys());
     let set = |name: &str| all[&NsName::new("n", name)].set.clone().expect("governed");
     assert!(Arc::ptr_eq(&set("p"), &set("q")), "equal though compiled for other nodes");
@@ -685,41 +695,39 @@ fn only_what_may_have_changed_is_compiled_again() {
         world = world.change(name, |policy| policy.selector = selector("app", name));
     }
     let mut cache = Cache::default();
-    let mut generations = Generations::default();
     let mut compiled = 0;
-    let mut run = |world: &World, generations| {
+    let mut run = |world: &World, changes| {
         let pods = world.cluster.pods.keys();
-        let all = compile_all_cached(&mut cache, &world.cluster, &world.settings, generations, pods);
+        let all = compile_all_cached(&mut cache, &world.cluster, &world.settings, changes, pods);
         assert_eq!(all, compile_all(&world.cluster, &world.settings, world.cluster.pods.keys()));
         let fresh = cache.compiled() - compiled;
         compiled = cache.compiled();
         let sets = ["p", "r", "s"].map(|name| all[&NsName::new("n", name)].set.clone().expect("governed"));
         (fresh, sets)
     };
-    let (fresh, first) = run(&world, generations);
+    let none = Changes::default;
+    let services = || Changes { services: [NsName::new("n", "front")].into(), ..none() };
+    let (fresh, first) = run(&world, none());
     assert_eq!(fresh, 3);
-    assert_eq!(run(&world, generations).0, 0);
-    world.cluster.pods.get_mut(&NsName::new("n", "web")).expect("there").ips = vec![ip("10.0.0.8")];
-    generations.others += 1;
-    let (fresh, sets) = run(&world, generations);
+    assert_eq!(run(&world, none()).0, 0);
+    let changed = world.change_pod("web", |pod| pod.ips = [ip("10.0.0.8")].into_iter().collect());
+    let (fresh, sets) = run(&world, Changes { pods: [changed].into(), ..none() });
     assert_eq!(fresh, 1, "only one reads pods");
     let same = |sets: &[Arc<PolicySet>; 3]| [0, 1, 2].map(|n| Arc::ptr_eq(&sets[n], &first[n]));
     assert_eq!(same(&sets), [true, false, true]);
     world.cluster.slices.get_mut(&NsName::new("n", "front-1")).expect("there").addresses.clear();
-    generations.services += 1;
-    let (fresh, sets) = run(&world, generations);
+    let (fresh, sets) = run(&world, services());
     assert_eq!((fresh, same(&sets)), (2, [true, false, false]), "a denied destination reads endpoints");
-    generations.services += 1;
-    let (fresh, again) = run(&world, generations);
+    let (fresh, again) = run(&world, services());
     assert_eq!(fresh, 2);
     assert!(again.iter().zip(&sets).all(|(one, other)| Arc::ptr_eq(one, other)), "equal sets are one");
     let rules = vec![allow("z", cidrs(&["10.0.0.0/8"], &[]), Ports::All)];
     let world = world.with("p", rules).change("p", |policy| policy.selector = selector("app", "p"));
-    assert_eq!(run(&world, generations).0, 1, "a changed policy is another Arc");
+    assert_eq!(run(&world, none()).0, 1, "a changed policy is another Arc");
     let mut world = world;
     world.cluster.broken.insert(NsName::new("n", "b"));
-    assert_eq!(run(&world, generations).0, 4, "a broken policy selects all, the web pod too");
-    assert_eq!(run(&world, generations).0, 0, "and is known again");
+    assert_eq!(run(&world, none()).0, 4, "a broken policy selects all, the web pod too");
+    assert_eq!(run(&world, none()).0, 0, "and is known again");
 }
 
 #[test]
