@@ -197,7 +197,7 @@ fn main() {
         let (elapsed, peak) = (start.elapsed(), megabytes(HEAP.peak.load(Relaxed)));
         let entries = compiled
             .values()
-            .filter_map(|one| Some(one.set.as_ref()?))
+            .filter_map(|one| one.set.as_ref())
             .map(|set| set.exact.len() + set.prefixes.len())
             .max();
         println!(

@@ -47,7 +47,7 @@ impl Shape {
         const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
         let mut drawn = self.draw(what, number);
         let letter = |_| {
-            let letter = LETTERS[(drawn % LETTERS.len() as u64) as usize];
+            let letter = pick(LETTERS, drawn);
             drawn /= LETTERS.len() as u64;
             char::from(letter)
         };
@@ -80,7 +80,7 @@ impl Shape {
 
     fn workload(&self, number: u32) -> Workload {
         const NAMES: [&str; 8] = ["api", "cache", "checkout", "db", "frontend", "mailer", "search", "worker"];
-        let name = NAMES[(self.draw(10, number) % NAMES.len() as u64) as usize];
+        let name = pick(&NAMES, self.draw(10, number));
         let namespace = u64::from(number) * u64::from(self.namespaces) / u64::from(self.workloads);
         Workload {
             number,
@@ -313,6 +313,11 @@ struct Workload {
     stateful: bool,
     /// Of a hundred workloads one is `gold`, ten are `silver`, the rest `bronze`.
     tier: &'static str,
+}
+
+/// Returns one of `choices`.
+fn pick<T: Copy>(choices: &[T], drawn: u64) -> T {
+    choices[usize::try_from(drawn % choices.len() as u64).expect("less than their number")]
 }
 
 fn gcd(a: u32, b: u32) -> u32 {
