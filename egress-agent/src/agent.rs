@@ -45,7 +45,7 @@ use crate::{
         document,
         flow::Flow,
         index::{Change, InForce, Index},
-        model::PolicyKind,
+        model::{PolicyId, PolicyKind},
         reference::{self, ReferenceError},
     },
     telemetry::{
@@ -67,6 +67,7 @@ mod binding;
 mod denials;
 mod kept;
 mod report;
+pub mod status;
 
 /// How to run; see the flags of `egress-agent agent`.
 #[derive(Clone, Debug)]
@@ -86,6 +87,8 @@ pub struct Config {
     pub object: Option<Vec<u8>>,
     /// Where to serve metrics and health.
     pub listen: SocketAddr,
+    /// The folder with the socket for `egress-agent status`.
+    pub runtime: PathBuf,
     /// Whether unknown pods are denied.
     pub strict: bool,
     /// Whether calls are refused early.
@@ -157,6 +160,8 @@ struct LocalPod {
     id: NsName,
     workload: String,
     uid: String,
+    /// The policies that select it.
+    policies: Arc<[PolicyId]>,
 }
 
 /// Everything that changes.
@@ -164,6 +169,8 @@ struct Node {
     config: Config,
     kubepods: Kubepods,
     engine: Engine,
+    /// When it started, in seconds since the epoch.
+    started: u64,
     /// What was compiled for the pods before.
     cache: compile::Cache,
     index: Index,
@@ -187,6 +194,8 @@ struct Node {
     broken: BTreeSet<String>,
     /// Cgroups whose endpoint is the one an earlier agent left, because nothing was sure enough to replace it.
     adopted: BTreeSet<u64>,
+    /// Cgroups that were left as they were when policies were applied last, those among them.
+    kept: BTreeSet<u64>,
     /// Errors of the manifests.
     manifest_errors: u64,
     /// What was reported last of manifests and policies, so that the log repeats nothing.
@@ -245,6 +254,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!(address = %config.listen, "serving metrics and health");
 
     let (pins, cleanup) = (config.pins.clone(), config.cleanup_on_exit);
+    let socket = status::Socket::listen(&config.runtime)?;
     let health = Arc::new(Health::new(CHECK_EVERY * 6));
     let (mut node, mut inputs) = Node::start(config, Arc::clone(&health)).await?;
     let mut pods = Some(cgroup::Watcher::new(&node.kubepods)?);
@@ -277,6 +287,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 debug!("the server outlived the agent's loop");
             }
         }));
+    let (stop_status, stopped) = tokio::sync::oneshot::channel::<()>();
+    let status = socket.map(|(socket, listener)| {
+        let node = Arc::clone(&node);
+        let tell = Arc::new(move || lock(&node).status_text().map_err(server::CollectError::from));
+        (socket, status::serve(listener, tell, stopped))
+    });
     let mut check = tokio::time::interval(CHECK_EVERY);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut keep = tokio::time::interval(KEEP_EVERY);
@@ -351,6 +367,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         debug!("the server had ended before");
     }
     server.await.context("stopping the server")??;
+    drop(stop_status);
+    if let Some((_socket, serving)) = status {
+        serving.await.context("stopping the server for status")?;
+    }
     if let Some(keeping) = lock(&node).keep_last() {
         keeping.await.context("writing the last snapshot")?;
     }
@@ -483,6 +503,7 @@ impl Node {
             config,
             kubepods,
             engine,
+            started: clock::wall_seconds_and_fraction().0,
             cache: compile::Cache::default(),
             index: Index::new(|id, text| {
                 let parsed = document::parse(id, text);
@@ -500,6 +521,7 @@ impl Node {
             complete: false,
             broken: BTreeSet::new(),
             adopted,
+            kept: BTreeSet::new(),
             manifest_errors: 0,
             reported: BTreeSet::new(),
             remarked: BTreeSet::new(),
@@ -798,7 +820,7 @@ impl Node {
         if let Some(own) = self.own {
             claims.remove(&own);
         }
-        let compiled: BTreeMap<NsName, Compiled> = compile::compile_all_cached(
+        let mut compiled: BTreeMap<NsName, Compiled> = compile::compile_all_cached(
             &mut self.cache,
             cluster,
             &self.config.settings,
@@ -827,8 +849,12 @@ impl Node {
                 ));
             }
             let pod = &cluster.pods[id];
-            let local =
-                LocalPod { id: id.clone(), workload: pod.workload().to_owned(), uid: pod.uid().to_owned() };
+            let local = LocalPod {
+                id: id.clone(),
+                workload: pod.workload().to_owned(),
+                uid: pod.uid().to_owned(),
+                policies: Arc::default(),
+            };
             self.pods.insert(*cgroup, local);
             let compiled = &compiled[id];
             remarks.extend(compiled.unresolved.iter().map(ToString::to_string));
@@ -842,6 +868,11 @@ impl Node {
                 waiting.insert(*cgroup);
             } else if starts_open(cluster, &id.namespace, self.config.strict) {
                 wanted.insert(*cgroup, Wanted::unprotected(id.clone()));
+            }
+        }
+        for pod in self.pods.values_mut() {
+            if let Some(compiled) = compiled.remove(&pod.id) {
+                pod.policies = compiled.policies.into();
             }
         }
         let demand = demands.total();
@@ -915,6 +946,7 @@ impl Node {
             }
             Err(failure) => self.failed(&failure),
         }
+        self.kept = kept;
         say(remarks, &mut self.remarked, |line| warn!("{line}"));
         say(wrong, &mut self.wrong, |line| error!("{line}"));
         self.by_slot = self

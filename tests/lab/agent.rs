@@ -53,6 +53,8 @@ pub struct Agent {
     pub pid: u32,
     /// Where it serves metrics and health.
     pub address: SocketAddr,
+    /// The folder with its socket for `egress-agent status`, unless its command names another.
+    pub runtime: PathBuf,
     output: Arc<Mutex<Vec<String>>>,
 }
 
@@ -75,7 +77,14 @@ impl Agent {
     ///
     /// When it cannot be started.
     pub fn listening(mut command: Command, address: SocketAddr, keeper: &Keeper) -> Result<Self> {
+        let runtime = tempfile::Builder::new()
+            .prefix("egress-run-")
+            .tempdir()
+            .context("cannot make a runtime folder")?
+            .keep();
+        keeper.folder(&runtime)?;
         let mut child = command
+            .env("EGRESS_RUNTIME_DIR", &runtime)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -83,7 +92,7 @@ impl Agent {
         let pid = child.id();
         let stdout = child.stdout.take().expect("stdout is piped");
         let output = Arc::new(Mutex::new(Vec::new()));
-        let agent = Self { child, pid, address, output: Arc::clone(&output) };
+        let agent = Self { child, pid, address, runtime, output: Arc::clone(&output) };
         keeper.process(pid)?;
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines() {

@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -42,10 +42,13 @@ struct Kept {
     /// When the last one was written that is safe, in seconds since the epoch; 0 for never.
     at: AtomicU64,
     failures: AtomicU64,
+    /// The last attempt failed.
+    failing: AtomicBool,
 }
 
 impl Kept {
     fn failed(&self, failure: &snapshot::SnapshotError) {
+        self.failing.store(true, Ordering::Relaxed);
         // One line for a disk that stays full, not one a second.
         if self.failures.fetch_add(1, Ordering::Relaxed) % 600 == 0 {
             error!(error = %failure, "the state cannot be kept; a start without an API server would begin from an older one");
@@ -87,6 +90,16 @@ impl Keeper {
         ((at > 0).then_some(at), self.kept.failures.load(Ordering::Relaxed))
     }
 
+    /// Returns the file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns whether the last attempt to write it failed.
+    pub(super) fn failing(&self) -> bool {
+        self.kept.failing.load(Ordering::Relaxed)
+    }
+
     /// Writes the state if it has changed and that is due. The disk is waited for elsewhere.
     pub(super) fn keep(&mut self, index: &Index) {
         if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
@@ -125,7 +138,10 @@ impl Keeper {
 
 fn commit(pending: Pending, now: u64, kept: &Kept) {
     match pending.commit() {
-        Ok(()) => kept.at.store(now, Ordering::Relaxed),
+        Ok(()) => {
+            kept.at.store(now, Ordering::Relaxed);
+            kept.failing.store(false, Ordering::Relaxed);
+        }
         Err(failure) => kept.failed(&failure),
     }
 }

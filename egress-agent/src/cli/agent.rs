@@ -17,81 +17,64 @@ use crate::{
 /// Where pins go unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/egress-agent";
 
+/// Where the socket for `egress-agent status` goes unless told otherwise.
+pub const RUNTIME_DIR: &str = "/run/egress-agent";
+
+const SOURCE: &str = "Source";
+const ENFORCEMENT: &str = "Enforcement";
+const KERNEL: &str = "Kernel";
+const CAPACITY: &str = "Capacity";
+const OUTPUT: &str = "Output and service";
+
 /// How to run.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "EGRESS_LOG sets what is logged, such as `debug` or `egress_agent=debug,warn`; NO_COLOR is obeyed.\n\
+    It runs until SIGTERM or SIGINT. What is pinned goes on enforcing until `egress-agent unload`."
+)]
 pub struct Arguments {
     /// Read Namespaces, Pods, Services, EndpointSlices, Nodes, ConfigMaps and NetworkPolicies from this file or directory, and
     /// follow its changes, in place of an API server
-    #[arg(long, value_name = "DIR", env = "EGRESS_MANIFESTS", conflicts_with_all = ["kubeconfig", "context", "node_name", "snapshot"])]
+    #[arg(long, value_name = "DIR", env = "EGRESS_MANIFESTS", help_heading = SOURCE,
+          conflicts_with_all = ["kubeconfig", "context", "node_name", "snapshot"])]
     manifests: Option<PathBuf>,
 
     /// Find the API server in this file; without it in KUBECONFIG's, the home directory's, or the pod's service account
-    #[arg(long, value_name = "FILE", env = "EGRESS_KUBECONFIG")]
+    #[arg(long, value_name = "FILE", env = "EGRESS_KUBECONFIG", help_heading = SOURCE)]
     kubeconfig: Option<PathBuf>,
 
-    /// Use this context of the kubeconfig
-    #[arg(long, value_name = "NAME", env = "EGRESS_CONTEXT")]
+    /// Use this context of the kubeconfig instead of its current one
+    #[arg(long, value_name = "NAME", env = "EGRESS_CONTEXT", help_heading = SOURCE)]
     context: Option<String>,
 
     /// Follow the pods of this node; without it, of the node with this machine's host name
-    #[arg(long, value_name = "NAME", env = "EGRESS_NODE_NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", env = "EGRESS_NODE_NAME", help_heading = SOURCE,
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
     node_name: Option<String>,
 
     /// Keep the last good state in this file, and begin with it where no API server answers
-    #[arg(long, value_name = "FILE", env = "EGRESS_SNAPSHOT")]
+    #[arg(long, value_name = "FILE", env = "EGRESS_SNAPSHOT", help_heading = SOURCE)]
     snapshot: Option<PathBuf>,
 
-    /// The UID of the pod this agent runs in; its own cgroup is never judged
-    #[arg(long, value_name = "UID", env = "EGRESS_POD_UID")]
-    pod_uid: Option<String>,
-
-    /// The cgroup all pods are in, when it is not where kubelet usually puts it
-    #[arg(long, value_name = "PATH", env = "EGRESS_KUBEPODS_CGROUP")]
-    kubepods_cgroup: Option<PathBuf>,
-
-    /// Folder on a bpffs to pin maps and links under, so that enforcement outlives the agent
-    #[arg(long, value_name = "DIR", env = "EGRESS_PIN_DIR", default_value = PIN_DIR)]
-    pin_dir: PathBuf,
-
-    /// Remove everything pinned when told to stop, so that nothing is enforced any more; for uninstalling
-    #[arg(long, env = "EGRESS_CLEANUP_ON_EXIT")]
-    cleanup_on_exit: bool,
-
-    /// Pin nothing: enforcement ends with this process
-    #[arg(long, env = "EGRESS_NO_PIN")]
-    no_pin: bool,
-
-    /// Mount a bpffs at the parent of the pin folder if there is none
-    #[arg(long, env = "EGRESS_MOUNT_BPFFS")]
-    mount_bpffs: bool,
-
-    /// Use this BPF object instead of the one inside the binary
-    #[arg(long, value_name = "FILE", env = "EGRESS_BPF_OBJECT_FILE")]
-    bpf_object: Option<PathBuf>,
-
-    /// Serve /metrics, /healthz and /readyz here
-    #[arg(long, value_name = "ADDRESS", env = "EGRESS_LISTEN", default_value = "127.0.0.1:9469")]
-    listen: SocketAddr,
-
-    /// What a pod may do before its policy is known
-    #[arg(long, value_name = "MODE", env = "EGRESS_POD_START", default_value = "strict")]
+    /// What a pod may do before its policies are known, unless its namespace's label egress-agent.dev/pod-start says otherwise
+    #[arg(long, value_name = "MODE", env = "EGRESS_POD_START", default_value = "strict", help_heading = ENFORCEMENT)]
     pod_start: PodStart,
 
     /// Refuse connect() and sendmsg() to denied addresses at once; off where a service mesh rewrites addresses below these
     /// calls (packets are judged either way)
-    #[arg(long, value_name = "ON|OFF", env = "EGRESS_CONNECT_HOOKS", default_value = "on")]
+    #[arg(long, value_name = "ON|OFF", env = "EGRESS_CONNECT_HOOKS", default_value = "on", help_heading = ENFORCEMENT)]
     connect_hooks: Switch,
 
     /// Enforce the egress rules of NetworkPolicies too
-    #[arg(long, env = "EGRESS_ENFORCE_NETWORK_POLICY")]
+    #[arg(long, env = "EGRESS_ENFORCE_NETWORK_POLICY", help_heading = ENFORCEMENT)]
     enforce_network_policy: bool,
 
     /// Namespaces whose pods are denied by default while no policy selects them
-    #[arg(long, value_name = "NAMESPACE,…", env = "EGRESS_GOVERNED_NAMESPACES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMESPACE,…", env = "EGRESS_GOVERNED_NAMESPACES", value_delimiter = ',', help_heading = ENFORCEMENT)]
     governed_namespaces: Vec<String>,
 
     /// What a policy that never had a valid version does to its namespace
-    #[arg(long, value_name = "ACTION", env = "EGRESS_INVALID_POLICY", default_value = "deny")]
+    #[arg(long, value_name = "ACTION", env = "EGRESS_INVALID_POLICY", default_value = "deny", help_heading = ENFORCEMENT)]
     invalid_policy: Invalid,
 
     /// Services that answer the cluster's names
@@ -101,45 +84,82 @@ pub struct Arguments {
         env = "EGRESS_CLUSTER_DNS",
         default_value = "kube-system/kube-dns",
         value_delimiter = ',',
-        value_parser = namespaced
+        value_parser = namespaced,
+        help_heading = ENFORCEMENT
     )]
     cluster_dns: Vec<NsName>,
 
     /// Further addresses pods ask for names, such as a node-local cache
-    #[arg(long, value_name = "ADDRESS,…", env = "EGRESS_CLUSTER_DNS_ADDRESSES", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDRESS,…", env = "EGRESS_CLUSTER_DNS_ADDRESSES", value_delimiter = ',', help_heading = ENFORCEMENT)]
     cluster_dns_addresses: Vec<std::net::IpAddr>,
 
     /// Prefixes that belong to the cluster, so not to the entity `world`
-    #[arg(long, value_name = "CIDR,…", env = "EGRESS_CLUSTER_CIDRS", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR,…", env = "EGRESS_CLUSTER_CIDRS", value_delimiter = ',', help_heading = ENFORCEMENT)]
     cluster_cidrs: Vec<IpNet>,
+
+    /// The UID of the pod this agent runs in; its own cgroup is never judged
+    #[arg(long, value_name = "UID", env = "EGRESS_POD_UID", help_heading = ENFORCEMENT)]
+    pod_uid: Option<String>,
+
+    /// The cgroup all pods are in, when it is not where kubelet usually puts it
+    #[arg(long, value_name = "PATH", env = "EGRESS_KUBEPODS_CGROUP", help_heading = KERNEL)]
+    kubepods_cgroup: Option<PathBuf>,
+
+    /// Folder on a bpffs to pin maps and links under, so that enforcement outlives the agent
+    #[arg(long, value_name = "DIR", env = "EGRESS_PIN_DIR", default_value = PIN_DIR, help_heading = KERNEL)]
+    pin_dir: PathBuf,
+
+    /// Pin nothing: enforcement ends with this process
+    #[arg(long, env = "EGRESS_NO_PIN", help_heading = KERNEL)]
+    no_pin: bool,
+
+    /// Mount a bpffs at the parent of the pin folder if there is none
+    #[arg(long, env = "EGRESS_MOUNT_BPFFS", help_heading = KERNEL)]
+    mount_bpffs: bool,
+
+    /// Remove everything pinned when told to stop, so that nothing is enforced any more; for uninstalling
+    #[arg(long, env = "EGRESS_CLEANUP_ON_EXIT", help_heading = KERNEL)]
+    cleanup_on_exit: bool,
+
+    /// Use this BPF object instead of the one inside the binary
+    #[arg(long, value_name = "FILE", env = "EGRESS_BPF_OBJECT_FILE", help_heading = KERNEL)]
+    bpf_object: Option<PathBuf>,
 
     /// Pods this node can hold
     #[arg(long, value_name = "N", env = "EGRESS_MAX_PODS", default_value_t = Capacities::default().endpoints - 1,
-          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+          value_parser = clap::value_parser!(u32).range(1..=65_535), help_heading = CAPACITY)]
     max_pods: u32,
 
     /// Single addresses, and again prefixes, all policies in force may name together
     #[arg(long, value_name = "N", env = "EGRESS_MAX_ADDRESSES", default_value_t = Capacities::default().prefixes,
-          value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
+          value_parser = clap::value_parser!(u32).range(1024..=16_777_216), help_heading = CAPACITY)]
     max_addresses: u32,
 
     /// Rule entries (a range of ports at some addresses) all policies in force may need together
     #[arg(long, value_name = "N", env = "EGRESS_MAX_RULES", default_value_t = Capacities::default().rules,
-          value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
+          value_parser = clap::value_parser!(u32).range(1024..=1_048_576), help_heading = CAPACITY)]
     max_rules: u32,
 
     /// Destinations all policies in force may name together; each costs 16 bytes per processor
     #[arg(long, value_name = "N", env = "EGRESS_MAX_DESTINATIONS", default_value_t = Capacities::default().rule_slots - 1,
-          value_parser = clap::value_parser!(u32).range(255..=1_048_576))]
+          value_parser = clap::value_parser!(u32).range(255..=1_048_576), help_heading = CAPACITY)]
     max_destinations: u32,
 
     /// Print each denial and audit event to standard output
-    #[arg(short, long, value_name = "FORMAT")]
+    #[arg(short, long, value_name = "FORMAT", help_heading = OUTPUT)]
     output: Option<Output>,
 
     /// How to write the log, to standard error
-    #[arg(long, value_name = "FORMAT", env = "EGRESS_LOG_FORMAT", default_value = "text")]
+    #[arg(long, value_name = "FORMAT", env = "EGRESS_LOG_FORMAT", default_value = "text", help_heading = OUTPUT)]
     log_format: LogFormat,
+
+    /// Serve /metrics, /healthz and /readyz here
+    #[arg(long, value_name = "ADDRESS", env = "EGRESS_LISTEN", default_value = "127.0.0.1:9469", help_heading = OUTPUT)]
+    listen: SocketAddr,
+
+    /// Folder for the socket at which `egress-agent status` asks
+    #[arg(long, value_name = "DIR", env = "EGRESS_RUNTIME_DIR", default_value = RUNTIME_DIR, help_heading = OUTPUT)]
+    runtime_dir: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -231,6 +251,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         mount_bpffs: arguments.mount_bpffs,
         object,
         listen: arguments.listen,
+        runtime: arguments.runtime_dir.clone(),
         strict: arguments.pod_start == PodStart::Strict,
         connect_hooks: arguments.connect_hooks == Switch::On,
         settings: Settings {

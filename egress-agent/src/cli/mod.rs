@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod explain;
+pub mod status;
 pub mod unload;
 pub mod validate;
 
@@ -28,6 +29,8 @@ pub struct Cli {
 enum Command {
     /// Enforce policies on this node's pods
     Agent(Box<agent::Arguments>),
+    /// Say how this node's agent does: its pods, their policies, what is degraded
+    Status(status::Arguments),
     /// Say what the policies say about flows, and why
     Explain(Box<explain::Arguments>),
     /// Say what is wrong in policies and manifests
@@ -41,6 +44,7 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Agent(arguments) => agent::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Unload(arguments) => unload::run(&arguments),
