@@ -4,7 +4,7 @@
 //! events and for the tick that checks on all of them; a scrape takes the same lock for as long as it reads counters.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -39,14 +39,14 @@ use crate::{
     },
     policy::{
         cluster::{Cluster, NsName, Pod, Settings},
-        compile::{self, Compiled},
+        compile::{self, Compiled, Unmatched},
         demand::{self, Demand},
         diff::Wanted,
         document,
         flow::Flow,
         index::{Change, InForce, Index},
         model::{PolicyId, PolicyKind},
-        reference::{self, ReferenceError},
+        reference,
     },
     telemetry::{
         log::{self, Lines},
@@ -371,7 +371,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some((_socket, serving)) = status {
         serving.await.context("stopping the server for status")?;
     }
-    if let Some(keeping) = lock(&node).keep_last() {
+    let keeping = lock(&node).keep_last();
+    if let Some(keeping) = keeping {
         keeping.await.context("writing the last snapshot")?;
     }
     drop(events);
@@ -621,25 +622,21 @@ impl Node {
     /// Takes a message, and those that wait behind it, and brings the kernel up to date with all of them.
     fn take(&mut self, first: Message, news: &mut mpsc::Receiver<Message>) -> anyhow::Result<()> {
         let began = first.at;
-        let (mut apply, mut status) = (false, false);
-        let mut message = Some(first);
+        let (mut apply, mut status, mut policies) = (false, false, false);
         let mut change = Change::NONE;
-        for _ in 0..MOST_MESSAGES {
-            let Some(next) = message.take() else { break };
-            let Source::Kube(source) = &mut self.source else { break };
+        let mut message = Some(first);
+        let mut left = MOST_MESSAGES;
+        while let (Some(next), Source::Kube(source)) = (message.take(), &mut self.source) {
             let taken = source.take(next, &mut self.index);
             change |= taken.change;
             apply |= taken.apply;
             status |= taken.status;
-            // Empty for now, or for ever: the next wait tells.
-            message = news.try_recv().ok();
-        }
-        if let Some(left) = message {
-            let Source::Kube(source) = &mut self.source else { return Ok(()) };
-            let taken = source.take(left, &mut self.index);
-            change |= taken.change;
-            apply |= taken.apply;
-            status |= taken.status;
+            policies |= taken.policies;
+            left -= 1;
+            if left > 0 {
+                // Empty for now, or for ever: the next wait tells.
+                message = news.try_recv().ok();
+            }
         }
         self.changed(change);
         if status {
@@ -648,7 +645,7 @@ impl Node {
         if change.problems || status {
             self.report_policies(BTreeSet::new());
         }
-        if self.complete && (apply || status) {
+        if self.complete && (status || policies || apply && self.concerns()) {
             self.apply(began);
         }
         if self.complete && !self.attached {
@@ -664,6 +661,14 @@ impl Node {
         {
             keeper.changed();
         }
+    }
+
+    /// Returns whether what has changed, besides policies, may matter to a pod of this node: most changes of pods elsewhere do not.
+    fn concerns(&mut self) -> bool {
+        let changes = self.index.take_changes();
+        // Namespaces say how their pods start, and a new one may be what a selector waits for.
+        let namespaces = changes.everything || !changes.namespaces.is_empty();
+        self.cache.absorb(self.index.cluster(), changes) || namespaces
     }
 
     /// Sees what of the API server is known, and says what is not.
@@ -837,6 +842,8 @@ impl Node {
         let (mut remarks, mut wrong) = (BTreeSet::new(), BTreeSet::new());
         let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
         let mut waiting: BTreeSet<u64> = BTreeSet::new();
+        let mut unsure = 0_usize;
+        let mut unmatched: HashSet<&Unmatched> = HashSet::new();
         let known = self.engine.state().endpoints();
         self.pods.clear();
         for (cgroup, claimants) in &claims {
@@ -857,13 +864,17 @@ impl Node {
             };
             self.pods.insert(*cgroup, local);
             let compiled = &compiled[id];
-            remarks.extend(compiled.unresolved.iter().map(ToString::to_string));
             let sure = heard.covers(demands.of(&compiled.policies));
+            if sure {
+                // Before that, what is missing may only not have been heard of.
+                unmatched.extend(&compiled.unresolved);
+            }
             // What is missing may be the policy that governs it.
             if sure && (self.complete || compiled.set.is_some() || known.contains_key(cgroup)) {
                 wanted.insert(*cgroup, Wanted::new(id.clone(), compiled));
                 continue;
             }
+            unsure += usize::from(!sure);
             if !sure && known.contains_key(cgroup) && !self.engine.state().unprotected().contains(cgroup) {
                 waiting.insert(*cgroup);
             } else if starts_open(cluster, &id.namespace, self.config.strict) {
@@ -904,11 +915,11 @@ impl Node {
         if !adopted.is_empty() {
             remarks.insert(format!("{} pods keep what an earlier agent gave them", adopted.len()));
         }
-        if waiting.is_empty() {
+        if unsure == 0 {
             self.health.clear(WAITING);
         } else {
             let reason = format!(
-                "{} pods keep what they have until what their policies need to know is heard",
+                "what the policies of {unsure} pods need to know is not heard yet; {} of them keep what they have until then",
                 waiting.len()
             );
             self.health.not_ready(WAITING, reason);
@@ -1006,7 +1017,7 @@ impl Node {
         match self.engine.datapath().detached(&self.kubepods) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => {
-                warn!(programs = gone.join(","), "programs were detached; attaching them again");
+                warn!(programs = gone.join(","), "programs were detached or unpinned; attaching them again");
                 self.repairs += gone.len() as u64;
                 let kubepods = self.kubepods.clone();
                 if let Err(failure) = self.engine.attach(&kubepods) {
@@ -1041,11 +1052,8 @@ impl Node {
                 port: denial.destination_port,
             };
             let (cluster, settings) = (self.index.cluster(), &self.config.settings);
-            match reference::nearest_allow(cluster, settings, pod, &flow, denial.time.0) {
-                Ok(nearest) => nearest,
-                // It went a moment ago.
-                Err(ReferenceError::UnknownPod(_)) => None,
-            }
+            // A pod that is not known went a moment ago.
+            reference::nearest_allow(cluster, settings, pod, &flow, denial.time.0).unwrap_or_default()
         };
         let nearest = self.denials.nearest(now, look);
         if let (Some(announcer), Some(pod)) = (&mut self.announcer, pod) {

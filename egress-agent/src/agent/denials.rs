@@ -134,12 +134,15 @@ impl Denials {
     }
 }
 
+/// What makes a kind of denial, for a pod: the verdict, why, and the policy.
+type Told = (Verdict, Reason, Option<String>);
+
 /// Puts Events on pods: one for the first denial of a kind, at a bounded rate, from a task of its own.
 #[derive(Debug)]
 pub(super) struct Announcer {
     queue: mpsc::Sender<Announcement>,
     /// What each pod was told, by its cgroup and when.
-    told: BTreeMap<u64, BTreeMap<(Verdict, Reason, Option<String>), Instant>>,
+    told: BTreeMap<u64, BTreeMap<Told, Instant>>,
     allowance: f64,
     counted: Instant,
     counts: Arc<Counts>,
@@ -446,7 +449,7 @@ mod tests {
         assert_eq!((told.event.reason, told.event.action.as_str()), ("EgressDenied", "DefaultDeny"));
         assert_eq!(told.event.related.and_then(|related| related.name).as_deref(), Some("p"));
         assert_eq!(told.regarding.uid.as_deref(), Some("u-1"));
-        let long = RuleName { part: RulePart::Destination("ä".repeat(2000).into()), ..rule() };
+        let long = RuleName { part: RulePart::Destination("ä".repeat(2000)), ..rule() };
         assert!(announcement(&denial(1, 80), &pod(), Some(&long), None).event.note.len() <= MOST_NOTE);
     }
 }

@@ -50,7 +50,7 @@ impl Kept {
     fn failed(&self, failure: &snapshot::SnapshotError) {
         self.failing.store(true, Ordering::Relaxed);
         // One line for a disk that stays full, not one a second.
-        if self.failures.fetch_add(1, Ordering::Relaxed) % 600 == 0 {
+        if self.failures.fetch_add(1, Ordering::Relaxed).is_multiple_of(600) {
             error!(error = %failure, "the state cannot be kept; a start without an API server would begin from an older one");
         }
     }

@@ -487,17 +487,19 @@ impl Node {
         let mut lines: Vec<String> = self.wrong.iter().cloned().collect();
         match source {
             SourceStatus::Directory { errors: 0, .. } => {}
-            SourceStatus::Directory { errors, .. } => lines.push(format!("{errors} errors in the manifests")),
+            SourceStatus::Directory { errors, .. } => {
+                lines.push(format!("errors in the manifests: {errors}"))
+            }
             SourceStatus::ApiServer { restored_from, watches, rejected, snapshot, .. } => {
                 if let Some(written) = restored_from {
                     lines.push(format!("the state in force is the one kept at {written}"));
                 }
                 let failing = watches.iter().filter(|watch| watch.error.is_some()).count();
                 if failing > 0 {
-                    lines.push(format!("{failing} of {} watches fail", watches.len()));
+                    lines.push(format!("watches that fail: {failing} of {}", watches.len()));
                 }
                 if !rejected.is_empty() {
-                    lines.push(format!("{} objects of the API server cannot be read", rejected.len()));
+                    lines.push(format!("objects of the API server that cannot be read: {}", rejected.len()));
                 }
                 if snapshot.as_ref().is_some_and(|snapshot| snapshot.failing) {
                     lines.push("the snapshot cannot be written".to_owned());
@@ -511,7 +513,7 @@ impl Node {
         }
         let invalid = policies.iter().filter(|policy| policy.in_force != Version::Current).count();
         if invalid > 0 {
-            lines.push(format!("{invalid} policies are not in force as they are written"));
+            lines.push(format!("policies that are not in force as they are written: {invalid}"));
         }
         lines
     }

@@ -195,7 +195,13 @@ pub fn read(path: &Path, node: &str) -> Result<Option<Snapshot>, SnapshotError> 
         let known = ObjectKind::ALL.into_iter().find(|known| known.as_str() == kind.kind);
         let known = known.ok_or_else(|| content(format!("{} is no kind of object known here", kind.kind)))?;
         let raw: Raw = serde_json::from_str(&line).map_err(|error| content(error.to_string()))?;
-        objects.push(raw.read(known).map_err(|rejected| content(rejected.to_string()))?);
+        let mut object = raw.read(known).map_err(|rejected| content(rejected.to_string()))?;
+        if let Object::Pod(_, pod) = &mut object
+            && pod.node() != node
+        {
+            pod.local = None;
+        }
+        objects.push(object);
     }
     let content = |message: &str| SnapshotError::Content {
         path: path.to_owned(),

@@ -177,6 +177,8 @@ pub struct Taken {
     pub change: Change,
     /// Whether that may matter to policies already: an object of a first list does not, before the list is whole.
     pub apply: bool,
+    /// Whether a policy has changed.
+    pub policies: bool,
     /// Something else is synced, or failing, or rejected than before.
     pub status: bool,
 }
@@ -385,6 +387,7 @@ impl KubeSource {
             }
         }
         taken.apply = taken.change.cluster && self.is_synced(&subject);
+        taken.policies = taken.apply && matches!(subject, Subject::Policies | Subject::NetworkPolicies);
         taken
     }
 

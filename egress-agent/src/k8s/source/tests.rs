@@ -286,7 +286,7 @@ async fn a_watch_that_was_left_is_not_listened_to() {
     let _ = scene.want(&Demand::default(), 100);
     let _ = scene.want(&demand, 101);
     let object = News::Object(Ok(Object::Service(id("s"), Service::default())));
-    let late = Message { subject: services.clone(), watch: before, at: scene.start, news: object };
+    let late = Message { subject: services, watch: before, at: scene.start, news: object };
     assert_eq!(scene.source.take(late, &mut scene.index).change, Change::NONE);
     assert!(scene.index.cluster().services.is_empty());
 }
