@@ -123,7 +123,14 @@ fn the_agent_reaches_the_host_where_its_flags_say() {
         .volumes
         .expect("it has volumes")
         .into_iter()
-        .map(|volume| (volume.name, volume.host_path.expect("every volume is a path of the host").path))
+        .map(|volume| {
+            let path = match (volume.host_path, volume.empty_dir) {
+                (Some(host), None) => host.path,
+                (None, Some(empty)) => empty.medium.expect("what is empty at first takes no disk"),
+                _ => panic!("volume {} is neither a path of the host nor empty", volume.name),
+            };
+            (volume.name, path)
+        })
         .collect();
     let mounts = container().volume_mounts.expect("it has mounts");
     let seen: BTreeSet<(&str, &str, bool, Option<&str>)> = mounts
@@ -142,11 +149,17 @@ fn the_agent_reaches_the_host_where_its_flags_say() {
         ("/sys/fs/cgroup", "/sys/fs/cgroup", true, Some("HostToContainer")),
         ("/sys/fs/bpf", "/bpf", false, Some("HostToContainer")),
         ("/var/lib/egress-agent", "/var/lib/egress-agent", false, None),
+        ("Memory", "/run/egress-agent", false, None),
     ]);
     assert_eq!(seen, wanted);
     let variables = variables();
     assert_eq!(variables["EGRESS_PIN_DIR"], "/bpf/egress-agent");
     assert!(variables["EGRESS_SNAPSHOT"].starts_with("/var/lib/egress-agent/"));
+    assert!(
+        !variables.contains_key("EGRESS_RUNTIME_DIR"),
+        "`egress-agent status` asks where it asks by itself"
+    );
+    assert!(help("status").contains("[default: /run/egress-agent]"));
 }
 
 #[test]

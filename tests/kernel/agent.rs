@@ -1,10 +1,12 @@
 //! The agent as it ships: a process that reads manifests, finds pods by their cgroups, and is killed at bad moments.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -436,4 +438,181 @@ fn a_second_pod_with_the_same_uid_opens_nothing() {
         assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted, "{namespace}");
         assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok, "{namespace}");
     }
+}
+
+/// Runs `egress-agent status` and returns its exit code, standard output and standard error.
+fn status(node: &Node, runtime: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(&node.binary)
+        .arg("status")
+        .arg("--runtime-dir")
+        .arg(runtime)
+        .args(arguments)
+        .output()
+        .expect("the agent's binary starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().expect("no signal ends it"), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn status_tells_of_a_healthy_agent_in_every_format() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let agent = node.run(&[]);
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
+    let (code, table, error) = status(&node, &agent.runtime, &[]);
+    assert_eq!((code, error.as_str()), (0, ""), "{table}");
+    let mut lines = table.lines();
+    assert!(table.contains("\nHealth:      healthy\n"), "{table}");
+    let heads =
+        lines.find(|line| line.starts_with("NAMESPACE")).unwrap_or_else(|| panic!("no pods: {table}"));
+    let row = lines.next().unwrap_or_else(|| panic!("no pods: {table}"));
+    let row: BTreeMap<String, String> = cells(heads).into_iter().zip(cells(row)).collect();
+    for (head, cell) in [
+        ("NAMESPACE", "shop"),
+        ("POD", "web"),
+        ("HOLDS", "governed"),
+        ("DENIED", "1"),
+        ("POLICIES", "shop/policy"),
+    ] {
+        assert_eq!(row[head], cell, "{table}");
+    }
+    let (code, json, _) = status(&node, &agent.runtime, &["-o", "json"]);
+    assert_eq!(code, 0, "{json}");
+    let json: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+    assert_eq!(json["ready"], true, "{json}");
+    assert_eq!(json["source"]["kind"], "directory", "{json}");
+    assert_eq!(json["source"]["path"], node.manifests.to_str().expect("the lab's paths are text"), "{json}");
+    assert_eq!(json["pods"].as_array().map(Vec::len), Some(1), "{json}");
+    let pod = &json["pods"][0];
+    assert_eq!((&pod["uid"], &pod["holds"]), (&UID.into(), &"governed".into()), "{json}");
+    assert_eq!((&pod["policies"][0], &pod["deniedPackets"]), (&"shop/policy".into(), &1.into()), "{json}");
+    assert_eq!(pod["cgroupId"], node.pod.id, "{json}");
+    let (code, yaml, _) = status(&node, &agent.runtime, &["-o", "yaml", "--pods"]);
+    assert_eq!(code, 0, "{yaml}");
+    assert!(yaml.contains("namespace: shop\n") && yaml.contains("holds: governed\n"), "{yaml}");
+    let (code, none, _) = status(&node, &agent.runtime, &["--pods", "-n", "other"]);
+    assert_eq!((code, none.as_str()), (0, "No pods.\n"));
+}
+
+/// The cells of a row of a table.
+fn cells(row: &str) -> Vec<String> {
+    row.split("   ").map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
+}
+
+#[test]
+fn status_tells_what_is_degraded_with_another_exit_code() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let agent = node.run(&[]);
+    node.policy(&["{".to_owned()]);
+    let deadline = Instant::now() + LIMIT;
+    let table = loop {
+        let (code, table, _) = status(&node, &agent.runtime, &[]);
+        if code == 1 {
+            break table;
+        }
+        assert!(code == 0 && Instant::now() < deadline, "{code}: {table}");
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert!(table.contains("Health:      degraded\n"), "{table}");
+    assert!(table.contains("policies that are not in force as they are written: 1\n"), "{table}");
+    assert!(table.contains("shop/policy   earlier version   "), "{table}");
+    fs::remove_dir_all(&node.manifests).expect("it is there");
+    let deadline = Instant::now() + LIMIT;
+    while !status(&node, &agent.runtime, &[]).1.contains("Health:      not ready\n") {
+        assert!(Instant::now() < deadline, "the missing manifests are not told");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_socket_of_a_dead_agent_is_replaced_and_that_of_a_live_one_respected() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    let runtime = node.lab.folder.join("run");
+    let folder = runtime.to_str().expect("the lab's paths are text");
+    let (code, table, error) = status(&node, &runtime, &[]);
+    assert_eq!((code, table.as_str()), (2, ""), "{error}");
+    assert!(error.contains(folder) && error.contains("egress-agent agent"), "{error}");
+    let agent = node.run(&["--runtime-dir", folder]);
+    assert_eq!(status(&node, &runtime, &[]).0, 0);
+    let second = Command::new(&node.binary)
+        .args(["agent", "--no-pin", "--listen", "127.0.0.1:0", "--runtime-dir", folder, "--manifests"])
+        .arg(&node.manifests)
+        .arg("--kubepods-cgroup")
+        .arg(&node.lab.kubepods().path)
+        .output()
+        .expect("the agent's binary starts");
+    let error = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(2), "{error}");
+    assert!(error.contains("another agent answers at") && error.contains("--runtime-dir"), "{error}");
+    assert_eq!(status(&node, &runtime, &[]).0, 0, "the first one still answers");
+    node.kill(agent);
+    assert!(runtime.join("agent.sock").exists(), "a killed agent leaves it");
+    let (code, _, error) = status(&node, &runtime, &[]);
+    assert_eq!(code, 2, "{error}");
+    let agent = node.run(&["--runtime-dir", folder]);
+    assert_eq!(status(&node, &runtime, &[]).0, 0);
+    agent.terminate(&node.lab.keeper).unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(!runtime.join("agent.sock").exists(), "one that is told to stop does not");
+}
+
+/// Pins that vanish come back, so that a new agent finds what is in force.
+#[test]
+fn pins_that_vanish_come_back() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let agent = node.run(&[]);
+    let every_pin = pinned(&node.pins);
+    let some = |path: &&PathBuf| path.ends_with("maps/RULES") || path.ends_with("links/egress");
+    type Remove<'a> = &'a dyn Fn();
+    let removals: [(&str, Remove<'_>); 2] = [
+        ("two of them", &|| {
+            every_pin.iter().filter(some).for_each(|pin| fs::remove_file(pin).expect("it is there"))
+        }),
+        ("the whole folder", &|| fs::remove_dir_all(&node.pins).expect("it is there")),
+    ];
+    for (what, remove) in removals {
+        let watch = node.watch(&["192.0.2.10:9", "198.51.100.7:9"]);
+        remove();
+        assert_ne!(pinned(&node.pins), every_pin, "{what}");
+        let deadline = Instant::now() + LIMIT;
+        while pinned(&node.pins) != every_pin {
+            assert!(Instant::now() < deadline, "{what}: {:?} are all that is pinned", pinned(&node.pins));
+            thread::sleep(Duration::from_millis(20));
+        }
+        let seen = node.pod.close(watch);
+        assert_eq!(of(&seen, 0), [Outcome::Ok], "{what}: {seen:?}");
+        assert_eq!(of(&seen, 1), [Outcome::NotPermitted], "{what}: {seen:?}");
+    }
+    let metrics = agent.metrics().unwrap_or_else(|error| panic!("{error:#}"));
+    let repaired = metrics.sum("egress_datapath_repairs_total", &[]);
+    assert_eq!(repaired, 2.0 + every_pin.len() as f64);
+    assert_eq!(agent.get("/readyz").unwrap_or_else(|error| panic!("{error:#}")).0, 200);
+    // The new folder is locked as the old one was.
+    let refused = agent::unload(&node.binary, &node.pins).expect_err("an agent works with it").to_string();
+    assert!(refused.contains("another agent works with the pins"), "{refused}");
+    node.kill(agent);
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted, "it is pinned again");
+    let agent = node.run(&[]);
+    let metrics = agent.metrics().unwrap_or_else(|error| panic!("{error:#}"));
+    let labels = [("namespace", "shop"), ("pod", "web"), ("reason", "default_deny")];
+    assert!(metrics.sum("egress_denied_packets_total", &labels) > 1.0, "the counters are those from before");
+}
+
+/// Everything that is pinned.
+fn pinned(pins: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![pins.to_owned()];
+    while let Some(folder) = folders.pop() {
+        // A folder may be on its way out or in.
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path);
+            }
+        }
+    }
+    found
 }

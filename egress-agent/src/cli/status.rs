@@ -160,7 +160,7 @@ fn table(status: &Status, coloured: bool) -> String {
     match &status.source {
         SourceStatus::Directory { path, complete, errors } => {
             let complete = if *complete { "all read" } else { "not all could be read" };
-            lines.push(("Manifests", format!("{path}, {complete}, {errors} errors")));
+            lines.push(("Manifests", format!("{path}, {complete}, errors: {errors}")));
         }
         SourceStatus::ApiServer {
             contact_age_seconds, state_age_seconds, restored_from, snapshot, ..
@@ -369,7 +369,7 @@ Health:      healthy
 Kubepods:    /sys/fs/cgroup/kubepods, programs attached
 Modes:       pod start strict, connect hooks on
 Pins:        /sys/fs/bpf/egress-agent
-Manifests:   /etc/egress, all read, 0 errors
+Manifests:   /etc/egress, all read, errors: 0
 
 MAP     ENTRIES   CAPACITY   USED
 EXACT   3         131072     1%
@@ -391,7 +391,7 @@ EXACT   3         131072     1%
         let status = Status {
             ready: false,
             not_ready_because: vec!["sync: not heard yet from the API server: namespaces".to_owned()],
-            degraded: vec!["1 of 2 watches fail".to_owned()],
+            degraded: vec!["watches that fail: 1 of 2".to_owned()],
             remarks: vec!["destination api of shop/web matches nothing".to_owned()],
             source: SourceStatus::ApiServer {
                 contact_age_seconds: Some(75.9),
@@ -422,7 +422,7 @@ EXACT   3         131072     1%
 Agent:       0.1.0 on node-a, since 2026-11-22T03:49:48Z
 Health:      not ready
              sync: not heard yet from the API server: namespaces
-             1 of 2 watches fail
+             watches that fail: 1 of 2
 Kubepods:    /sys/fs/cgroup/kubepods, programs attached
 Modes:       pod start strict, connect hooks on
 Pins:        /sys/fs/bpf/egress-agent
