@@ -430,7 +430,7 @@ mod tests {
     };
 
     fn restored(path: &Path) -> Index {
-        let snapshot = read(path, "n1").expect("it can be read").expect("it is there");
+        let snapshot = read(path, "node-1").expect("it can be read").expect("it is there");
         let mut index = Index::default();
         for object in snapshot.objects {
             let _ = index.apply(object);
@@ -518,7 +518,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder for the test");
             let path = folder.path().join("state.yaml");
             let index = index_of(&cluster);
-            write(&index, "n1", &path, 7).and_then(Pending::commit).expect("there is room");
+            write(&index, "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
             let again = restored(&path);
             let (left, right) = (index.cluster(), again.cluster());
             prop_assert_eq!(&left.namespaces, &right.namespaces);
@@ -530,6 +530,9 @@ mod tests {
                 let read = &right.pods[&id.into()];
                 // A pod without an owner is its own workload, under its name.
                 let mut pod = pod.clone();
+                if pod.node() != "node-1" {
+                    pod.local = None;
+                }
                 if let (Some(local), Some(read)) = (&mut pod.local, &read.local) {
                     local.workload.clone_from(&read.workload);
                 }
@@ -557,7 +560,7 @@ mod tests {
         ] {
             let _ = index.apply(object);
         }
-        write(&index, "n1", &path, 1_800_000_000).and_then(Pending::commit).expect("there is room");
+        write(&index, "node-1", &path, 1_800_000_000).and_then(Pending::commit).expect("there is room");
         let again = restored(&path);
         assert_eq!(again.cluster().policies, index.cluster().policies);
         assert_eq!(again.cluster().broken, index.cluster().broken);
@@ -575,17 +578,17 @@ mod tests {
     fn a_file_that_is_not_whole_says_nothing() {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let path = folder.path().join("state.yaml");
-        assert!(read(&path, "n1").expect("no file is no error").is_none());
+        assert!(read(&path, "node-1").expect("no file is no error").is_none());
         let mut index = Index::default();
         for name in ["p", "q"] {
             let _ = index.apply(managed(name, Some(&good("192.0.2.0/24"))));
         }
-        write(&index, "n1", &path, 7).and_then(Pending::commit).expect("there is room");
-        assert!(read(&path, "n2").expect("another node's is no error").is_none());
+        write(&index, "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
+        assert!(read(&path, "node-2").expect("another node's is no error").is_none());
         let whole = fs::read(&path).expect("it was written");
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).expect("the folder is ours");
-            let read = read(&path, "n1");
+            let read = read(&path, "node-1");
             // Without the last line break it is still whole.
             assert_eq!(read.is_ok(), length + 1 == whole.len(), "cut after {length} octets: {read:?}");
         }
@@ -595,7 +598,7 @@ mod tests {
             let rest: Vec<&str> =
                 lines.iter().enumerate().filter(|(i, _)| *i != gone).map(|(_, l)| *l).collect();
             fs::write(&path, rest.join("\n")).expect("the folder is ours");
-            assert!(read(&path, "n1").is_err(), "without {line}");
+            assert!(read(&path, "node-1").is_err(), "without {line}");
         }
         for odd in [
             format!("{text}---\n{{}}\n"),
@@ -603,7 +606,7 @@ mod tests {
             text.replace("/v1\"", "/v9\""),
         ] {
             fs::write(&path, odd).expect("the folder is ours");
-            read(&path, "n1").expect_err("it is not what it should be");
+            read(&path, "node-1").expect_err("it is not what it should be");
         }
     }
 
@@ -612,11 +615,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let path = folder.path().join("state.yaml");
         let index = Index::default();
-        write(&index, "n1", &path, 7).and_then(Pending::commit).expect("there is room");
+        write(&index, "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
         // A folder in the way of the new file, as a stand-in for a disk that takes no more.
         fs::create_dir(folder.path().join("state.yaml.new")).expect("the folder is ours");
-        let error = write(&index, "n1", &path, 8).expect_err("a folder is no file");
+        let error = write(&index, "node-1", &path, 8).expect_err("a folder is no file");
         assert!(error.to_string().contains("state.yaml.new"), "{error}");
-        assert_eq!(read(&path, "n1").expect("it can be read").expect("it is there").written, 7);
+        assert_eq!(read(&path, "node-1").expect("it can be read").expect("it is there").written, 7);
     }
 }
