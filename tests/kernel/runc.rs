@@ -382,11 +382,15 @@ struct Caged<'a> {
     node: &'a Node,
     uid: &'static str,
     pod: PathBuf,
+    /// The pod's empty folder at `/run/egress-agent`.
+    run: PathBuf,
 }
 
 impl<'a> Caged<'a> {
     fn new(node: &'a Node, uid: &'static str) -> Self {
-        Self { node, uid, pod: node.pod(uid, Qos::Burstable) }
+        let run = node.lab.folder.join(format!("run-{uid}"));
+        fs::create_dir(&run).expect("the lab's folder can be written");
+        Self { node, uid, pod: node.pod(uid, Qos::Burstable), run }
     }
 
     /// Returns the command that runs the agent's binary so.
@@ -401,6 +405,7 @@ impl<'a> Caged<'a> {
             bind(&node.path(bpffs), "/bpf", &["rslave"]),
             bind(&node.path(&node.manifests), "/manifests", &["ro"]),
             bind(&node.path(&node.binary), "/egress-agent", &["ro"]),
+            bind(&node.path(&self.run), "/run/egress-agent", &[]),
         ];
         let capabilities =
             json!({"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES});
@@ -467,6 +472,13 @@ fn the_agent_needs_no_more_than_the_daemonset_gives_it() {
     assert_eq!(metrics.sum("egress_denied_packets_total", &labels), 3.0, "the maps were taken over");
     node.allow("198.51.100.0/24");
     wait(&main.init, BAD, Outcome::Ok);
+
+    // The socket is in the pod's folder, where the container before had left one.
+    let status = Command::new(&node.binary).args(["status", "--runtime-dir"]).arg(&caged.run).output();
+    let status = status.expect("the agent's binary starts");
+    assert_eq!(status.status.code(), Some(0), "{}", String::from_utf8_lossy(&status.stderr));
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("(this agent)"), "{status}");
 
     node.remove("agent-again");
     drop((first, second));
