@@ -1,165 +1,45 @@
 //! The real agent as a process of its own: how fast it follows, and what it takes.
 
 use std::{
-    env, fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use aya::maps::{Array, HashMap, Map, MapData};
-use egress_common::maps::name;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
 use crate::{
     measure::{Effort, Spread, percentile},
+    process::{Agent, BpfFs, Pinned},
     report::{Report, Table, number},
-    room::{PodRoom, Qos, Room, move_to},
+    room::{PodRoom, Qos, Room},
     scene::{self, Numbers},
 };
 
-/// The environment variable that names the agent's binary.
-const VARIABLE: &str = "EGRESS_AGENT_BIN";
-/// The word that makes this binary the sender of denied datagrams.
-pub const SENDER: &str = "send-denied";
-
-const PODS: usize = 110;
-const POLICIES: usize = 50;
-const DENIED_EACH_SECOND: u32 = 10_000;
-/// No policy here names it.
-const NOWHERE: &str = "198.51.100.77:9";
-
-/// A mounted bpffs, in a mount namespace that ends with this process.
-struct BpfFs {
-    folder: tempfile::TempDir,
-}
-
-impl BpfFs {
-    fn mount() -> Result<Self> {
-        // SAFETY: a system call that takes a number; mounts made from here on are this process's and its children's.
-        if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-            return Err(std::io::Error::last_os_error()).context("cannot make a mount namespace");
-        }
-        rustix::mount::mount_change(
-            "/",
-            rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,
-        )
-        .context("cannot make mounts private")?;
-        let folder = tempfile::tempdir().context("cannot make a folder")?;
-        mount("bpf", folder.path(), "bpf", MountFlags::empty(), None).context("cannot mount a bpffs")?;
-        Ok(Self { folder })
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        if let Err(error) = unmount(self.folder.path(), UnmountFlags::DETACH) {
-            eprintln!("cannot unmount {}: {error}", self.folder.path().display());
-        }
-    }
-}
-
-/// The running agent; killed at the end.
-struct Agent {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
-            eprintln!("the agent: {error}");
-        }
-    }
-}
-
-impl Agent {
-    fn start(room: &Room, manifests: &Path, pins: &Path, log: PathBuf) -> Result<Self> {
-        let binary =
-            env::var_os(VARIABLE).map_or_else(|| "target/release/egress-agent".into(), PathBuf::from);
-        let address = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .context("cannot find a free port")?;
-        let child = Command::new(&binary)
-            .arg("agent")
-            .arg("--manifests")
-            .arg(manifests)
-            .arg("--kubepods-cgroup")
-            .arg(&room.kubepods.path)
-            .arg("--pin-dir")
-            .arg(pins)
-            .args(["--listen", &address.to_string(), "--runtime-dir"])
-            .arg(log.with_extension("run"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(&log).context("cannot make the log")?)
-            .spawn()
-            .with_context(|| format!("cannot start {}", binary.display()))?;
-        let mut agent = Self { child, log };
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !ready(address) {
-            let ended = agent.child.try_wait().context("cannot wait for the agent")?;
-            if ended.is_some() || Instant::now() >= deadline {
-                bail!("the agent is not ready ({ended:?}):\n{}", agent.said());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(agent)
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_else(|error| error.to_string())
-    }
-
-    /// MiB of a line of `/proc/<pid>/status`.
-    fn memory(&self, field: &str) -> Result<f64> {
-        let path = format!("/proc/{}/status", self.child.id());
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix(field)).context("the field is there")?;
-        let value = line.split_whitespace().next().context("it has a value")?;
-        Ok(value.parse::<f64>().context("it is a number")? / 1024.0)
-    }
-
-    /// Seconds all its threads have spent on processors.
-    fn processor_time(&self) -> Result<f64> {
-        let folder = format!("/proc/{}/task", self.child.id());
-        let mut nanoseconds = 0.0;
-        for thread in fs::read_dir(&folder).with_context(|| format!("cannot list {folder}"))? {
-            let path = thread?.path().join("schedstat");
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let first = text.split_whitespace().next().context("schedstat has fields")?;
-            nanoseconds += first.parse::<f64>().context("it is a number")?;
-        }
-        Ok(nanoseconds / 1e9)
-    }
-}
-
-fn ready(address: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text.starts_with("HTTP/1.1 200"))
-    };
-    // Until it listens, it is not ready.
-    ask().is_ok_and(|ready| ready)
-}
+/// Pods on the node.
+pub const PODS: usize = 110;
+/// Policies, each for two or three of them.
+pub const POLICIES: usize = 50;
 
 /// The UID of a pod; no other section uses it.
-fn uid(number: usize) -> String {
+pub fn uid(number: usize) -> String {
     scene::uid(1000 + number)
 }
 
 fn namespace(app: usize) -> String {
     format!("team-{}", app % 10)
+}
+
+/// Makes the cgroups of all pods.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn pods(room: &Room) -> Result<Vec<PodRoom>> {
+    let quality = |number: usize| if number.is_multiple_of(3) { Qos::Guaranteed } else { Qos::Burstable };
+    (0..PODS).map(|number| room.pod(quality(number), &uid(number))).collect()
 }
 
 /// What a team's policy looks like: a few services, prefixes and peers. `port` is what the benchmark changes.
@@ -186,7 +66,8 @@ fn policy_text(app: usize, port: u16) -> String {
     .to_string()
 }
 
-fn policy_manifest(app: usize, port: u16) -> Value {
+/// A policy as an object of the API.
+pub fn policy_manifest(app: usize, port: u16) -> Value {
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": format!("policy-{app}"), "namespace": namespace(app), "labels": {"egress-controller": "managed"}},
@@ -194,8 +75,8 @@ fn policy_manifest(app: usize, port: u16) -> Value {
     })
 }
 
-/// Everything that is no policy.
-fn cluster_manifest() -> Value {
+/// Everything that is no policy, as a List.
+pub fn cluster_manifest() -> Value {
     let mut items = Vec::new();
     for team in 0..10 {
         items.push(
@@ -248,35 +129,6 @@ fn replace(file: &Path, aside: &Path, content: &Value) -> Result<()> {
     fs::rename(aside, file).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// The revisions the kernel holds, as the running agent pinned them.
-struct Revisions {
-    slots: HashMap<MapData, u64, u32>,
-    revisions: Array<MapData, u64>,
-}
-
-impl Revisions {
-    fn open(pins: &Path) -> Result<Self> {
-        let mut folder = None;
-        for entry in fs::read_dir(pins).with_context(|| format!("cannot list {}", pins.display()))? {
-            folder = Some(entry?.path().join("maps"));
-        }
-        let folder = folder.context("the agent has pinned nothing")?;
-        let data = |map: &str| {
-            MapData::from_pin(folder.join(map)).with_context(|| format!("cannot open the pinned {map}"))
-        };
-        Ok(Self {
-            slots: HashMap::try_from(Map::HashMap(data(name::PODS)?))?,
-            revisions: Array::try_from(Map::Array(data(name::REVISIONS)?))?,
-        })
-    }
-
-    /// The revision in force for a pod.
-    fn of(&self, pod: &PodRoom) -> Result<u64> {
-        let slot = self.slots.get(&pod.id, 0).context("the pod is known")?;
-        self.revisions.get(&slot, 0).context("the slot is there")
-    }
-}
-
 /// Everything about the running agent.
 ///
 /// # Errors
@@ -284,33 +136,28 @@ impl Revisions {
 /// When the agent does not do what it should.
 pub fn run(room: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
     let bpffs = BpfFs::mount()?;
-    let pins = bpffs.folder.path().join("egress-agent");
+    let pins = bpffs.pins("egress-agent");
     let folder = tempfile::tempdir().context("cannot make a folder")?;
     let manifests = folder.path().join("manifests");
     let policies = manifests.join("policies");
     fs::create_dir_all(&policies).context("cannot make the folder of manifests")?;
     fs::write(manifests.join("cluster.json"), cluster_manifest().to_string()).context("cannot write it")?;
-    let pods = (0..PODS)
-        .map(|number| room.pod(if number % 3 == 0 { Qos::Guaranteed } else { Qos::Burstable }, &uid(number)))
-        .collect::<Result<Vec<_>>>()?;
+    let pods = pods(room)?;
     for app in 0..POLICIES {
         let file = policies.join(format!("policy-{app}.json"));
         fs::write(&file, policy_manifest(app, 1000).to_string()).context("cannot write a policy")?;
     }
-    let agent = Agent::start(room, &manifests, &pins, folder.path().join("agent.log"))?;
-    let revisions = Revisions::open(&pins)?;
+    let source = ["--manifests", manifests.to_str().context("a folder of this process has a plain name")?];
+    let agent = Agent::start(room, &source, &pins, folder.path().join("agent.log"))?;
+    let pinned = Pinned::open(&pins)?;
     for pod in &pods {
-        ensure!(revisions.of(pod)? != 0, "every pod is governed; the agent says:\n{}", agent.said());
+        ensure!(pinned.revision(pod)?.is_some(), "every pod is governed; the agent says:\n{}", agent.said());
     }
     thread::sleep(Duration::from_secs(2));
     let settled = agent.memory("VmRSS:")?;
 
-    let change = Change {
-        policies: &policies,
-        aside: &folder.path().join("aside"),
-        revisions: &revisions,
-        pods: &pods,
-    };
+    let change =
+        Change { policies: &policies, aside: &folder.path().join("aside"), pinned: &pinned, pods: &pods };
     let mut numbers = Numbers::new(3);
     let mut times = Vec::new();
     for count in 0..effort.changes {
@@ -367,7 +214,7 @@ fn following(report: &mut Report, times: &[f64], wear: f64, pace: f64, effort: &
 struct Change<'a> {
     policies: &'a Path,
     aside: &'a Path,
-    revisions: &'a Revisions,
+    pinned: &'a Pinned,
     pods: &'a [PodRoom],
 }
 
@@ -378,11 +225,11 @@ impl Change<'_> {
         let port = u16::try_from(2000 + count % 50_000).expect("a port");
         let manifest = policy_manifest(app, port);
         let pod = &self.pods[app];
-        let before = self.revisions.of(pod)?;
+        let before = self.pinned.revision(pod)?;
         let began = Instant::now();
         replace(&self.policies.join(format!("policy-{app}.json")), self.aside, &manifest)?;
         loop {
-            if self.revisions.of(pod)? != before {
+            if self.pinned.revision(pod)? != before {
                 return Ok(began.elapsed());
             }
             if began.elapsed() > Duration::from_secs(10) {
@@ -402,32 +249,8 @@ fn flooded(
     effort: &Effort,
 ) -> Result<()> {
     let seconds = if effort.quick { 3 } else { 10 };
-    let idle_before = agent.processor_time()?;
-    thread::sleep(Duration::from_secs(seconds));
-    let idle = (agent.processor_time()? - idle_before) / seconds as f64 * 100.0;
-    let mut sender = Command::new(env::current_exe().context("cannot find this program")?)
-        .args([SENDER, &DENIED_EACH_SECOND.to_string(), &seconds.to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the sender")?;
-    move_to(&pod.container, sender.id())?;
-    let before = agent.processor_time()?;
-    let began = Instant::now();
-    sender.stdin.take().expect("stdin is piped").write_all(b"go\n").context("the sender is gone")?;
-    let mut text = String::new();
-    sender
-        .stdout
-        .take()
-        .expect("stdout is piped")
-        .read_to_string(&mut text)
-        .context("the sender says nothing")?;
-    ensure!(sender.wait().context("cannot wait for the sender")?.success(), "the sender failed: {text}");
-    let share = (agent.processor_time()? - before) / began.elapsed().as_secs_f64() * 100.0;
-    let denied: f64 = text.trim().parse().with_context(|| format!("the sender says {text}"))?;
-    let rate = denied / began.elapsed().as_secs_f64();
-    ensure!(rate > f64::from(DENIED_EACH_SECOND) * 0.95, "only {rate} packets a second were denied");
-
+    let idle = agent.share(Duration::from_secs(seconds))?;
+    let (rate, share) = agent.flooded(pod, seconds)?;
     let memory = report.goal("agent resident memory, 110 pods and 50 policies", 25.0, settled, "MiB");
     let after =
         report.goal(&format!("the same after {} changes", effort.changes + effort.wear), 25.0, worn, "MiB");
@@ -462,39 +285,5 @@ fn flooded(
             row("processor time during the flood, % of a core", format!("{share:.2}"), busy),
         ],
     });
-    Ok(())
-}
-
-/// Sends datagrams nobody allows, at a pace, and prints how many were refused. Waits for a line of input first, so that it can be
-/// moved into a pod before it makes its socket.
-///
-/// # Errors
-///
-/// When a datagram is not refused.
-pub fn send_denied(rate: &str, seconds: &str) -> Result<()> {
-    let rate: u32 = rate.parse().context("the rate is a number")?;
-    let seconds: u32 = seconds.parse().context("the time is a number")?;
-    let mut line = String::new();
-    BufReader::new(std::io::stdin()).read_line(&mut line).context("nobody says go")?;
-    let socket = UdpSocket::bind("0.0.0.0:0").context("cannot make a socket")?;
-    // Where there is no route, the call itself is refused, by the sendmsg hook.
-    let connected = socket.connect(NOWHERE).is_ok();
-    let began = Instant::now();
-    let total = rate * seconds;
-    for sent in 0..total {
-        let due = Duration::from_secs(1) * sent / rate;
-        // Naps of the length of ten packets: one sleep each would cost more than the packet.
-        if sent % 10 == 0
-            && let Some(early) = due.checked_sub(began.elapsed())
-        {
-            thread::sleep(early);
-        }
-        let outcome = if connected { socket.send(b"datagram") } else { socket.send_to(b"datagram", NOWHERE) };
-        match outcome {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-            other => bail!("a datagram to {NOWHERE} was not refused: {other:?}"),
-        }
-    }
-    println!("{total}");
     Ok(())
 }

@@ -4,10 +4,14 @@ mod agent;
 mod control;
 mod datapath;
 mod heap;
+mod kube;
+mod large;
 mod measure;
 mod memory;
+mod process;
 mod report;
 mod room;
+mod scale;
 mod scene;
 mod sockets;
 
@@ -24,13 +28,15 @@ static HEAP: Counting = Counting::new();
 /// A section: its name, and what measures it.
 type Section = (&'static str, fn(&Room, &Effort, &mut Report) -> Result<()>);
 
-/// In the order of the page. The agent comes last, since it moves this process into a mount namespace of its own.
-const SECTIONS: [Section; 5] = [
+/// In the order of the page. Those with an agent come last, since they move this process into a mount namespace of its own.
+const SECTIONS: [Section; 7] = [
     ("datapath", datapath::run),
     ("sockets", sockets::run),
     ("control", control::run),
     ("memory", memory::run),
     ("agent", agent::run),
+    ("kube", kube::run),
+    ("large", large::run),
 ];
 
 /// What to do.
@@ -65,8 +71,8 @@ fn arguments() -> Result<Arguments> {
 
 fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
-    if let [agent::SENDER, rate, seconds] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        return agent::send_denied(rate, seconds);
+    if let [process::SENDER, rate, seconds] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return process::send_denied(rate, seconds);
     }
     let arguments = arguments()?;
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
