@@ -567,7 +567,7 @@ fn pins_that_vanish_come_back() {
     type Remove<'a> = &'a dyn Fn();
     let removals: [(&str, Remove<'_>); 2] = [
         ("two of them", &|| {
-            every_pin.iter().filter(some).for_each(|pin| fs::remove_file(pin).expect("it is there"))
+            every_pin.iter().filter(some).for_each(|pin| fs::remove_file(pin).expect("it is there"));
         }),
         ("the whole folder", &|| fs::remove_dir_all(&node.pins).expect("it is there")),
     ];

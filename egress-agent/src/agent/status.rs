@@ -488,7 +488,7 @@ impl Node {
         match source {
             SourceStatus::Directory { errors: 0, .. } => {}
             SourceStatus::Directory { errors, .. } => {
-                lines.push(format!("errors in the manifests: {errors}"))
+                lines.push(format!("errors in the manifests: {errors}"));
             }
             SourceStatus::ApiServer { restored_from, watches, rejected, snapshot, .. } => {
                 if let Some(written) = restored_from {
