@@ -580,7 +580,8 @@ fn a_listener_that_had_connected_before_answers_like_any_other() {
             let answered = stage.pod.exchange(accepted.0, ANSWER_MILLIS);
             (saying.join().expect("the thread does not panic"), answered)
         });
-        assert_eq!((said, answered), (Outcome::Ok, Outcome::Ok), "{own}");
+        let denied = stage.denied(Reason::DefaultDeny);
+        assert_eq!((said, answered), (Outcome::Ok, Outcome::Ok), "{own}, {denied} packets denied");
     }
     assert_eq!(stage.denied(Reason::DefaultDeny), 0);
     assert!(stage.allowed(Reason::Reply) >= 4);
