@@ -59,6 +59,9 @@ pub(crate) struct Arguments {
     /// Leave this test program out (load, program_run, sockets); may be repeated
     #[arg(long, value_name = "TEST")]
     without: Vec<String>,
+    /// Run only the tests whose name contains this
+    #[arg(long, value_name = "TEXT", value_parser = filter, conflicts_with = "record")]
+    only: Option<String>,
     /// Look for newer releases of the kernels that were downloaded before
     #[arg(long)]
     refresh: bool,
@@ -112,7 +115,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         Some(file) => fs::canonicalize(file).with_context(|| format!("cannot find {}", file.display()))?,
         None => build::object(workspace, false)?,
     };
-    let files = guest_files(workspace, &object, &folder, &tests)?;
+    let only = arguments.only.as_deref().unwrap_or("");
+    let files = guest_files(workspace, &object, &folder, &tests, only)?;
     let mut outcomes = Vec::new();
     for (version, kernel) in versions.iter().zip(&kernels) {
         println!("\n{version}");
@@ -255,6 +259,7 @@ fn guest_files(
     object: &Path,
     folder: &Path,
     tests: &[(&str, u32)],
+    only: &str,
 ) -> Result<Vec<(String, Vec<u8>)>> {
     let mut build = workspace.cargo();
     build.env("EGRESS_BPF_OBJECT", object).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
@@ -273,7 +278,7 @@ fn guest_files(
         build.args(["--test", test]);
     }
     let messages = process::output(&mut build)?;
-    let mut files = vec![("init".to_owned(), script(tests).into_bytes())];
+    let mut files = vec![("init".to_owned(), script(tests, only).into_bytes())];
     let podrun = workspace.target.join(TARGET).join("debug").join("podrun");
     let mut programs = vec![("podrun", podrun)];
     for (test, _) in tests {
@@ -316,8 +321,14 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
+/// Takes part of a test's name, which goes into the guest's script.
+fn filter(text: &str) -> Result<String, String> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if plain { Ok(text.to_owned()) } else { Err("a test's name has letters, digits and `_`".to_owned()) }
+}
+
 /// What the guest does.
-fn script(tests: &[(&str, u32)]) -> String {
+fn script(tests: &[(&str, u32)], only: &str) -> String {
     let mut script = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox mkdir -p /proc /sys /dev /tmp /run /applets\n\
@@ -336,7 +347,7 @@ fn script(tests: &[(&str, u32)]) -> String {
     for (test, seconds) in tests {
         script.push_str(&format!(
             "echo '{MARK}begin {test}'\n\
-             timeout -s KILL {seconds} /tests/{test} --show-output --test-threads=1 2>&1\n\
+             timeout -s KILL {seconds} /tests/{test} --show-output --test-threads=1 {only} 2>&1\n\
              echo \"{MARK}end {test} $?\"\n"
         ));
     }
