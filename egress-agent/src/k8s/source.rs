@@ -37,7 +37,7 @@ use crate::policy::{
 /// How many objects may wait between the watches and the index.
 const WAITING: usize = 1024;
 /// How many objects one page of a list has.
-const PAGE: u32 = 500;
+const PAGE: u32 = 250;
 /// How long what is no longer demanded is still followed: a policy often goes only to come back.
 const LINGER: Duration = Duration::from_secs(60);
 /// A watch that failed counts as failing for so long unless it is heard of again: longer than it waits between two attempts.
@@ -154,6 +154,8 @@ struct Watch {
     synced: bool,
     /// Marks of the keys in the list that is under way.
     listed: Option<HashSet<(u64, u64)>>,
+    /// What of that list cannot be read.
+    unreadable: BTreeSet<String>,
     failed: Option<(Instant, String)>,
     /// Since when nobody demands it.
     idle: Option<Instant>,
@@ -179,6 +181,8 @@ pub struct Taken {
     pub apply: bool,
     /// Whether a policy has changed.
     pub policies: bool,
+    /// Whether that is of what every agent follows: a policy, a namespace, a pod of this node.
+    pub here: bool,
     /// Something else is synced, or failing, or rejected than before.
     pub status: bool,
 }
@@ -340,7 +344,10 @@ impl KubeSource {
             taken.status = true;
         }
         match news {
-            News::Begin => watch.listed = Some(HashSet::new()),
+            News::Begin => {
+                watch.listed = Some(HashSet::new());
+                watch.unreadable.clear();
+            }
             News::Object(object) => {
                 *self.events.entry(subject.kind()).or_default() += 1;
                 let key = match &object {
@@ -357,6 +364,9 @@ impl KubeSource {
                         taken.change = self.apply(&subject, object, index);
                     }
                     Err(rejected) => {
+                        if watch.listed.is_some() {
+                            watch.unreadable.insert(name.1.clone());
+                        }
                         taken.change = unreadable(index, key);
                         if self.rejected.len() < MOST_REJECTED || self.rejected.contains_key(&name) {
                             let before = self.rejected.insert(name, rejected.message.clone());
@@ -377,6 +387,8 @@ impl KubeSource {
                 watch.synced = true;
                 taken.status = true;
                 if let Some(listed) = watch.listed.take() {
+                    let again = std::mem::take(&mut watch.unreadable);
+                    self.rejected.retain(|(of, name), _| *of != subject || again.contains(name));
                     taken.change = self.retain(&subject, index, &listed);
                 }
             }
@@ -387,6 +399,7 @@ impl KubeSource {
             }
         }
         taken.apply = taken.change.cluster && self.is_synced(&subject);
+        taken.here = taken.apply && subject.is_base();
         taken.policies = taken.apply && matches!(subject, Subject::Policies | Subject::NetworkPolicies);
         taken
     }
@@ -447,7 +460,15 @@ impl KubeSource {
         }
         let teller = Teller { subject: subject.clone(), watch: number, news: self.news.clone() };
         let task = self.tasks.spawn(watch(api, config, teller));
-        let watch = Watch { number, task, synced: false, listed: None, failed: None, idle: None };
+        let watch = Watch {
+            number,
+            task,
+            synced: false,
+            listed: None,
+            unreadable: BTreeSet::new(),
+            failed: None,
+            idle: None,
+        };
         self.watches.insert(subject, watch);
     }
 

@@ -24,8 +24,9 @@ use tracing_subscriber::{
 /// The environment variable that says what is logged, in the language of `tracing_subscriber::EnvFilter`.
 pub const FILTER: &str = "EGRESS_LOG";
 
-/// What is logged unless [`FILTER`] says otherwise.
-const DEFAULT_FILTER: &str = "info,kube_client=error,kube_runtime=error";
+/// What is logged unless [`FILTER`] says otherwise. The client for the API server has a line for each request that fails; the agent has
+/// one for each watch that does.
+const DEFAULT_FILTER: &str = "info,kube_client=off,kube_runtime=error";
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

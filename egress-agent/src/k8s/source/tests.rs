@@ -133,6 +133,8 @@ async fn an_object_that_cannot_be_read_keeps_its_last_version() {
     assert_eq!(scene.source.rejected().collect::<Vec<_>>(), [("pods", "odd"), ("Pod shop/a", "odd")]);
     scene.say(&Subject::LocalPods, News::Object(Ok(pod("a", OWN, "10.0.0.2"))));
     assert_eq!(scene.source.rejected().count(), 1, "a good version ends it");
+    scene.list(&Subject::LocalPods, vec![pod("a", OWN, "10.0.0.2")]);
+    assert_eq!(scene.source.rejected().count(), 0, "and so does a list without it");
 
     let policy = ObjectKey::ConfigMap(id("p"));
     scene.say(&Subject::Policies, broken(Some(policy)));
