@@ -278,6 +278,15 @@ impl Host {
                 let counts = counts.lock().expect("no thread panics with the lock held").clone();
                 Ok(Reply { counts, ..Reply::new(Outcome::Ok) })
             }
+            Request::Starts { parent, uids, each, to } => {
+                let mut counts = BTreeMap::<String, u64>::new();
+                for uid in uids {
+                    for outcome in starts(&parent.join(format!("pod{uid}")), each, to)? {
+                        *counts.entry(outcome.to_string()).or_default() += 1;
+                    }
+                }
+                Ok(Reply { counts, ..Reply::new(Outcome::Ok) })
+            }
             Request::Pump { id, micros } => {
                 let socket = self.socket(id)?.try_clone()?;
                 Ok(self.work(move |stop| pump(&socket, Duration::from_micros(micros), stop)))
@@ -480,6 +489,90 @@ fn ping(to: IpAddr, limit: Duration) -> io::Result<()> {
         let kind = (length > header).then(|| unsafe { buffer[header].assume_init() });
         if kind == Some(reply_kind) && from.as_socket().is_some_and(|from| from.ip() == to) {
             return Ok(());
+        }
+    }
+}
+
+/// Makes a pod's cgroup with a container's in it, starts processes there that connect, and removes it.
+fn starts(pod: &Path, count: u32, to: SocketAddr) -> io::Result<Vec<Outcome>> {
+    let container = pod.join("0123456789abcdef");
+    fs::create_dir_all(&container)?;
+    let folder = fs::File::open(&container)?;
+    let address = socket2::SockAddr::from(to);
+    let children: io::Result<Vec<libc::pid_t>> =
+        (0..count).map(|_| start_in(&folder, || first_call(&address))).collect();
+    let mut outcomes = Vec::new();
+    for child in children? {
+        let mut status = 0;
+        // SAFETY: the status is an integer of this frame.
+        if unsafe { libc::waitpid(child, &raw mut status, 0) } != child || !libc::WIFEXITED(status) {
+            return Err(io::Error::other(format!("process {child} has not ended by itself: {status}")));
+        }
+        outcomes.push(match libc::WEXITSTATUS(status) {
+            0 => Outcome::Ok,
+            code => Outcome::from(&io::Error::from_raw_os_error(code)),
+        });
+    }
+    drop(folder);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    for folder in [&container, pod] {
+        while let Err(error) = fs::remove_dir(folder) {
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Starts a process inside a cgroup, which ends with what `run` returns. Nothing in `run` may allocate or lock.
+fn start_in(cgroup: &fs::File, run: impl FnOnce() -> i32) -> io::Result<libc::pid_t> {
+    // SAFETY: a struct of integers, for which zero is a value.
+    let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = 0x2_0000_0000; // CLONE_INTO_CGROUP
+    how.exit_signal = u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?;
+    how.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: without CLONE_VM this is a fork; the child has a copy of everything and one thread, and `run` makes system calls only.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw mut how, size_of_val(&how)) };
+    match child {
+        0 => {
+            let code = run();
+            // SAFETY: it ends the process without running anything of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+        child if child < 0 => Err(io::Error::last_os_error()),
+        child => libc::pid_t::try_from(child).map_err(io::Error::other),
+    }
+}
+
+/// Connects, and returns the error's number, or 0.
+fn first_call(to: &socket2::SockAddr) -> i32 {
+    let number = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    // SAFETY: system calls with numbers and with pointers to what lives as long as they do.
+    unsafe {
+        let socket = libc::socket(i32::from(to.family()), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
+        if socket < 0 {
+            return number();
+        }
+        if libc::connect(socket, to.as_ptr().cast(), to.len()) == 0 {
+            return 0;
+        }
+        let error = number();
+        if error != libc::EINPROGRESS {
+            return error;
+        }
+        let mut event = libc::pollfd { fd: socket, events: libc::POLLOUT, revents: 0 };
+        if libc::poll(&raw mut event, 1, 1500) != 1 {
+            return libc::ETIMEDOUT;
+        }
+        let mut error = 0;
+        let mut length = libc::socklen_t::try_from(size_of_val(&error)).expect("an int is small");
+        let (error_at, length_at) = ((&raw mut error).cast(), &raw mut length);
+        if libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_ERROR, error_at, length_at) == 0 {
+            error
+        } else {
+            number()
         }
     }
 }

@@ -148,6 +148,18 @@ pub enum Request {
         /// How long to wait for each.
         millis: u64,
     },
+    /// Makes pods' cgroups one after the other and starts processes in each, which are in it from their first moment on and connect
+    /// before they do anything else; counts how that ends, and removes the cgroups.
+    Starts {
+        /// The cgroup they are made in.
+        parent: PathBuf,
+        /// The UIDs of the pods.
+        uids: Vec<String>,
+        /// How many processes are started in each.
+        each: u32,
+        /// Where they connect to.
+        to: SocketAddr,
+    },
     /// Starts a worker that exchanges bytes on a connection again and again.
     Pump {
         /// The connection; nothing else may use it meanwhile.

@@ -134,7 +134,7 @@ fn kernel_tests(workspace: &Workspace, object: &Path, logging: &Path, agent: &Pa
     let host = host_triple()?.replace(['-', '.'], "_").to_uppercase();
     command.env(
         format!("CARGO_TARGET_{host}_RUNNER"),
-        format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{DEBUG_OBJECT},{AGENT},{DATA},KUBEBUILDER_ASSETS,LD_LIBRARY_PATH,PROPTEST_CASES,RUST_BACKTRACE"),
+        format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{DEBUG_OBJECT},{AGENT},{DATA},KUBEBUILDER_ASSETS,LD_LIBRARY_PATH,EGRESS_CHURN_SECONDS,PROPTEST_CASES,RUST_BACKTRACE"),
     );
     Ok(command)
 }

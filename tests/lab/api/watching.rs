@@ -259,7 +259,7 @@ impl Watching {
                 return;
             }
             Some(Fault::Malformed) => {
-                line = b"{\"type\":\"MODIFIED\",\"object\":{\"metadata\":\n".to_vec();
+                line = b"{\"type\":\"MODIFIED\",\"object\":}\n".to_vec();
             }
             Some(_) => line = [&b"{\"type\":\"MODIFIED\",\"object\":"[..], ODD, b"}\n"].concat(),
             None => {}
