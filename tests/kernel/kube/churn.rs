@@ -14,7 +14,7 @@ use std::{
 use egress_tests::lab::{Host, Qos, agent::Metrics, api::Server, at, wire::Outcome};
 use serde_json::{Value, json};
 
-use crate::scene::{Running, Scene, allow, cidr, config_map, good, pod_object, until};
+use crate::scene::{Running, Scene, allow, cidr, config_map, good, pod_object, quantile, until};
 
 /// How long it goes on, in seconds.
 const SECONDS: &str = "EGRESS_CHURN_SECONDS";
@@ -306,18 +306,6 @@ fn quiet(agent: &mut Running) {
         std::mem::replace(&mut last, now) == now
     });
     agent.ready();
-}
-
-/// Returns the time that a share of the measured changes took no longer than.
-fn quantile(metrics: &Metrics, share: f64) -> f64 {
-    let total = metrics.sum("egress_policy_apply_seconds_count", &[]);
-    let buckets = metrics.0.get("egress_policy_apply_seconds_bucket").expect("changes were measured");
-    let mut bounds: Vec<(f64, f64)> = buckets
-        .iter()
-        .map(|(labels, count)| (labels["le"].parse().unwrap_or(f64::INFINITY), *count))
-        .collect();
-    bounds.sort_by(|left, right| left.0.total_cmp(&right.0));
-    bounds.iter().find(|(_, count)| *count >= total * share).map_or(f64::INFINITY, |(bound, _)| *bound)
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub(crate) fn odd_objects(server: &Server, name: &str) {
 /// Thousands of policies in one namespace, there before the agent starts and while it runs.
 #[test]
 fn many_policies_in_one_namespace() {
-    const MANY: usize = 2_000;
+    const MANY: usize = 10_000;
     let server = Server::double().expect("the double starts");
     let scene = Scene::new(&server, "t");
     let pod = scene.pod("web", &json!({ "app": "web" }), "10.244.0.5");
@@ -81,11 +81,11 @@ fn many_policies_in_one_namespace() {
     };
     scene.double().load(policies(0..MANY)).expect("the double takes them");
     scene.policy("good", &allow(&[cidr("good", "192.0.2.0/24")]));
-    let mut agent = scene.run(&["--max-destinations", "8191"]);
+    let mut agent = scene.run(&["--max-destinations", "65535"]);
     assert_eq!(pod.connect(at(GOOD)).outcome, Outcome::Ok);
     assert_eq!(pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
     scene.double().load(policies(MANY..MANY + 500)).expect("the double takes them");
-    until("all of them are in force", || agent.sum("egress_map_entries", &[("map", "EXACT")]) >= 2_500.0);
+    until("all of them are in force", || agent.sum("egress_map_entries", &[("map", "EXACT")]) >= 10_500.0);
     assert!(
         agent.says("Service kube-system/kube-dns does not exist") < 30,
         "thousands of times the same is a few lines"

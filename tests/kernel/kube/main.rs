@@ -9,6 +9,7 @@ mod input;
 mod lifecycle;
 mod policies;
 mod scene;
+mod speed;
 mod starts;
 mod startup;
 

@@ -326,6 +326,18 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// Returns the time that a share of the measured changes took no longer than.
+pub(crate) fn quantile(metrics: &Metrics, share: f64) -> f64 {
+    let total = metrics.sum("egress_policy_apply_seconds_count", &[]);
+    let buckets = metrics.0.get("egress_policy_apply_seconds_bucket").expect("changes were measured");
+    let mut bounds: Vec<(f64, f64)> = buckets
+        .iter()
+        .map(|(labels, count)| (labels["le"].parse().unwrap_or(f64::INFINITY), *count))
+        .collect();
+    bounds.sort_by(|left, right| left.0.total_cmp(&right.0));
+    bounds.iter().find(|(_, count)| *count >= total * share).map_or(f64::INFINITY, |(bound, _)| *bound)
+}
+
 /// The UID of an object the server has made.
 #[track_caller]
 pub(crate) fn uid(object: &Value) -> String {
