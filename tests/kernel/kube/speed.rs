@@ -49,11 +49,14 @@ fn a_full_node_starts_and_follows() {
         scene.double().load([policy(change % POLICIES, 1000 + change)]).expect("the double takes it");
         std::thread::sleep(Duration::from_millis(10));
     }
+    let heard = || agent.sum("egress_api_events_total", &[("resource", "configmaps")]);
+    #[expect(clippy::cast_precision_loss, reason = "there are a few hundred")]
+    let all = (POLICIES + CHANGES) as f64;
+    until("all changes were heard", || heard() >= all);
     let applied = || agent.sum("egress_policy_apply_seconds_count", &[]);
     let first = before.sum("egress_policy_apply_seconds_count", &[]);
-    #[expect(clippy::cast_precision_loss, reason = "there are a few hundred")]
-    let all = CHANGES as f64;
-    until("most changes had a flip of their own", || applied() - first >= all / 2.0);
+    // On a busy machine one flip brings several changes.
+    until("changes are in force", || applied() - first >= all / 20.0);
     let metrics = agent.scrape();
     let p99 = quantile(&metrics, 0.99);
     println!(
