@@ -23,6 +23,7 @@ use tracing::{debug, error, info, warn};
 #[cfg(feature = "debug-log")]
 use crate::kernel::debug_log::DebugLog;
 use crate::{
+    heap,
     k8s::{
         client::{self, Access, Contact},
         manifests::DirectorySource,
@@ -123,6 +124,8 @@ pub enum SourceConfig {
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long after a change the directory must be quiet before it is read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(3);
+/// How long the first attachment waits at most for what the policies of some pods need to know.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 /// How often it is seen whether the state is to be kept, and what came again is to be told.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the last lines may take that are written at the end.
@@ -143,6 +146,11 @@ const WAITING: &str = "waiting";
 const MOST_FINDINGS: usize = 5;
 /// How many messages of the API server are taken before the kernel is brought up to date.
 const MOST_MESSAGES: usize = 4096;
+/// After changes elsewhere were put into force, further ones wait for this many times as long as that took, at most for the time:
+/// with a policy about every pod of a large cluster it takes long, and there is always another change.
+const RESTS: (u32, Duration) = (3, Duration::from_secs(1));
+/// What takes so long to put into force takes memory worth giving back, too.
+const LARGE: Duration = Duration::from_millis(50);
 /// The label of a namespace that says how its pods start, and its values.
 pub const POD_START: (&str, &str, &str) = ("egress-agent.dev/pod-start", "strict", "standard");
 /// How many events may wait for whoever reads standard output.
@@ -226,8 +234,18 @@ struct Node {
     unheard: BTreeSet<String>,
     /// What the policies in force need to know of the cluster.
     demand: Demand,
+    /// How many pods wait for what their policies need to know.
+    unsure: usize,
+    /// Since when everything is known that is always followed.
+    whole: Option<Instant>,
     /// Whether pods nobody knows are denied: because this node says so, or a namespace.
     strict: bool,
+    /// When the first of the changes elsewhere was received that the kernel does not have yet.
+    behind: Option<Instant>,
+    /// No sooner than this, changes elsewhere are put into force.
+    rested: Instant,
+    /// There was a long list or another large piece of work: what it took can be given back.
+    untidy: bool,
 }
 
 impl fmt::Debug for Node {
@@ -299,6 +317,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
     loop {
+        let due = lock(&node).due();
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -308,6 +327,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 let watched = watch_again(&mut pods, inputs.manifests.as_mut(), &node.kubepods);
                 node.watched(watched);
                 node.check();
+                node.attach_first(Instant::now())?;
                 health.beat();
             }
             changed = clock_watch.changed() => {
@@ -346,6 +366,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     node.apply(began);
                 }
             }
+            () = until(due) => lock(&node).apply(Instant::now()),
             message = next(&mut inputs.news) => {
                 let news = inputs.news.as_mut().expect("it has just spoken");
                 lock(&node).take(message, news)?;
@@ -360,6 +381,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 let mut node = lock(&node);
                 node.keep();
                 node.tell_repeated();
+                node.tidy();
             }
         }
     }
@@ -399,6 +421,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 async fn manifests_changed(manifests: &mut Option<Watch>) -> std::io::Result<()> {
     match manifests {
         Some(manifests) => manifests.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a time; for ever where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }
@@ -538,6 +568,11 @@ impl Node {
             announcer: None,
             unheard: BTreeSet::new(),
             demand: Demand::default(),
+            unsure: 0,
+            whole: None,
+            behind: None,
+            rested: Instant::now(),
+            untidy: true,
         };
         node.scan();
         if let Some((client, contact)) = connected {
@@ -622,7 +657,8 @@ impl Node {
     /// Takes a message, and those that wait behind it, and brings the kernel up to date with all of them.
     fn take(&mut self, first: Message, news: &mut mpsc::Receiver<Message>) -> anyhow::Result<()> {
         let began = first.at;
-        let (mut apply, mut status, mut policies) = (false, false, false);
+        let (mut apply, mut status, mut prompt) = (false, false, false);
+        let mut policies = false;
         let mut change = Change::NONE;
         let mut message = Some(first);
         let mut left = MOST_MESSAGES;
@@ -632,6 +668,7 @@ impl Node {
             apply |= taken.apply;
             status |= taken.status;
             policies |= taken.policies;
+            prompt |= taken.here;
             left -= 1;
             if left > 0 {
                 // Empty for now, or for ever: the next wait tells.
@@ -645,10 +682,25 @@ impl Node {
         if change.problems || status {
             self.report_policies(BTreeSet::new());
         }
+        self.untidy |= status;
         if self.complete && (status || policies || apply && self.concerns()) {
-            self.apply(began);
+            if status || policies || prompt || Instant::now() >= self.rested {
+                self.apply(began);
+            } else {
+                self.behind.get_or_insert(began);
+            }
         }
-        if self.complete && !self.attached {
+        self.attach_first(began)
+    }
+
+    /// Attaches the programs for the first time, once everything is known that this node's policies need, or nearly: on a node that
+    /// nothing was enforced on so far, a pod is not cut off for the moment its policies still wait.
+    fn attach_first(&mut self, began: Instant) -> anyhow::Result<()> {
+        if self.attached || !self.complete {
+            return Ok(());
+        }
+        let since = *self.whole.get_or_insert_with(Instant::now);
+        if self.unsure == 0 || since.elapsed() >= LAST_WAIT {
             self.attach(began)?;
         }
         Ok(())
@@ -808,8 +860,31 @@ impl Node {
         say(lines, &mut self.reported, |line| warn!("{line}"));
     }
 
-    /// Compiles and brings the kernel up to date. `began` is when the change that made it necessary was seen.
+    /// Returns when changes that wait are to be put into force, if some do.
+    fn due(&self) -> Option<Instant> {
+        self.behind.map(|_| self.rested)
+    }
+
+    /// Gives memory back that is no longer used, after what took much.
+    fn tidy(&mut self) {
+        if std::mem::take(&mut self.untidy) {
+            heap::give_back();
+        }
+    }
+
+    /// Compiles and brings the kernel up to date. `began` is when the change that made it necessary was seen, unless changes
+    /// elsewhere have waited for longer.
     fn apply(&mut self, began: Instant) {
+        let began = self.behind.take().map_or(began, |behind| behind.min(began));
+        let working = Instant::now();
+        self.bring(began);
+        let (times, most) = RESTS;
+        let took = working.elapsed();
+        self.rested = Instant::now() + (took * times).min(most);
+        self.untidy |= took >= LARGE;
+    }
+
+    fn bring(&mut self, began: Instant) {
         let changes = self.index.take_changes();
         self.own = own_cgroup(&self.cgroups, self.config.own_uid.as_deref(), &self.kubepods);
         let cluster = self.index.cluster();
@@ -886,6 +961,7 @@ impl Node {
                 pod.policies = compiled.policies.into();
             }
         }
+        self.unsure = unsure;
         let demand = demands.total();
         // Only root on the node makes static pods. Before the API shows one, it may be what the API server itself runs in: to deny it
         // would be to wait for ever.

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod cli;
 pub mod explain;
+pub mod heap;
 pub mod k8s;
 pub mod kernel;
 pub mod policy;

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::{
     agent::{self, Config, SourceConfig},
+    heap,
     k8s::client::Access,
     kernel::loader::Capacities,
     policy::cluster::{InvalidPolicy, NsName, Settings},
@@ -221,6 +222,7 @@ fn host_name() -> anyhow::Result<String> {
 ///
 /// When it cannot start, or the kernel or the runtime fails it.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    heap::economize();
     log::init(match arguments.log_format {
         LogFormat::Text => log::Format::Text,
         LogFormat::Json => log::Format::Json,

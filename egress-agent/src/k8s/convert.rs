@@ -212,6 +212,7 @@ pub fn endpoint_slice(object: EndpointSlice) -> Result<Object, Error> {
     }
     addresses.sort_unstable();
     addresses.dedup();
+    addresses.shrink_to_fit();
 
     let service = object.metadata.labels.unwrap_or_default().remove(SERVICE_NAME).unwrap_or_default();
     Ok(Object::EndpointSlice(id, cluster::EndpointSlice { service, ports, addresses }))

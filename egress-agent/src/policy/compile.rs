@@ -543,7 +543,9 @@ fn canonical(
     // single addresses; where few are (those of the cluster's DNS, say), the trie holds them too and one lookup does.
     let hosts = prefixes.iter().filter(|(_, length, _)| *length == 128).count();
     let hashed = hosts * 2 >= prefixes.len();
-    let (mut exact, mut wide) = (Vec::new(), Vec::new());
+    // Both stay as long as the set is in force, so they take no more room than they need.
+    let single = if hashed { hosts } else { 0 };
+    let (mut exact, mut wide) = (Vec::with_capacity(single), Vec::with_capacity(prefixes.len() - single));
     for (address, length, list) in prefixes {
         let (octets, list) = (address.to_be_bytes(), places[list as usize]);
         if length == 128 && hashed {
