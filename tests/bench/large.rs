@@ -166,6 +166,7 @@ struct Outcome {
     /// Processor seconds until then.
     spent: f64,
     resident: f64,
+    /// The most it ever had.
     most: f64,
     churn: Churn,
 }
@@ -409,12 +410,8 @@ fn probe(
 fn told(report: &mut Report, outcomes: &[(Policies, Outcome)], shape: Shape, effort: &Effort) {
     let all = outcomes.iter().find(|(policies, _)| *policies == Policies::All).map(|(_, outcome)| outcome);
     if let Some(all) = all {
-        report.goal(
-            &format!("agent resident memory with {} pods selected against", shape.pods),
-            60.0,
-            all.resident,
-            "MiB",
-        );
+        let what = format!("agent resident memory with {} pods selected against", shape.pods);
+        report.goal(&what, 60.0, all.resident, "MiB");
     }
     let start = |(policies, outcome): &(Policies, Outcome)| {
         vec![
