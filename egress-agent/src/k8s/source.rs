@@ -37,7 +37,7 @@ use crate::policy::{
 /// How many objects may wait between the watches and the index.
 const WAITING: usize = 1024;
 /// How many objects one page of a list has.
-const PAGE: u32 = 250;
+const PAGE: u32 = 500;
 /// How long what is no longer demanded is still followed: a policy often goes only to come back.
 const LINGER: Duration = Duration::from_secs(60);
 /// A watch that failed counts as failing for so long unless it is heard of again: longer than it waits between two attempts.
