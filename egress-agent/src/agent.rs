@@ -58,7 +58,7 @@ use crate::{
 };
 
 use self::{
-    binding::{claims, is_static, own_cgroup, strictest},
+    binding::{Unclaimed, claims, own_cgroup, strictest, unclaimed},
     denials::{Announcer, Denials, Repeated},
     kept::Keeper,
     report::EventLine,
@@ -220,6 +220,8 @@ struct Node {
     keeper: Option<Keeper>,
     /// When the state in use was written, if it came from that file and the API server has not been heard in full since.
     restored: Option<u64>,
+    /// What of the cluster was known in full when that was written.
+    heard_then: Demand,
     /// The cgroup of the pod this process runs in.
     own: Option<u64>,
     /// How often programs or pins were found changed and put right.
@@ -561,6 +563,7 @@ impl Node {
             contact: None,
             keeper: None,
             restored: None,
+            heard_then: Demand::default(),
             own: None,
             repairs: 0,
             attached: false,
@@ -607,6 +610,7 @@ impl Node {
                     self.changed(change);
                 }
                 self.restored = Some(kept.written);
+                self.heard_then = kept.heard;
                 self.complete = true;
             }
         }
@@ -731,6 +735,12 @@ impl Node {
         if synced {
             if self.restored.take().is_some() {
                 info!("the API server was heard in full; the kept state is replaced");
+                let change = source.forget_unfollowed(&mut self.index);
+                if change.any()
+                    && let Some(keeper) = &mut self.keeper
+                {
+                    keeper.changed();
+                }
             }
             if !self.complete {
                 info!(watches = status.len(), "the API server was heard in full");
@@ -768,17 +778,22 @@ impl Node {
 
     /// Writes the state to its file if that is due.
     fn keep(&mut self) {
-        if let Some(keeper) = &mut self.keeper
+        if let (Some(keeper), Source::Kube(source)) = (&mut self.keeper, &self.source)
             && self.complete
             && self.restored.is_none()
         {
-            keeper.keep(&self.index);
+            keeper.keep(&self.index, &source.known());
         }
     }
 
     /// Writes the state once more, if it has changed since.
     fn keep_last(&mut self) -> Option<tokio::task::JoinHandle<()>> {
-        if self.complete && self.restored.is_none() { self.keeper.as_mut()?.last(&self.index) } else { None }
+        let Source::Kube(source) = &self.source else { return None };
+        if self.complete && self.restored.is_none() {
+            self.keeper.as_mut()?.last(&self.index, &source.known())
+        } else {
+            None
+        }
     }
 
     /// Looks which pods have a cgroup; returns whether that changed.
@@ -909,8 +924,8 @@ impl Node {
         );
         let heard = match &self.source {
             Source::Directory(_) => Demand::everything(),
-            // What was kept was all that was needed then.
-            Source::Kube(_) if self.restored.is_some() => Demand::everything(),
+            // It may have been written while something was not heard yet, and policies may need more by now.
+            Source::Kube(_) if self.restored.is_some() => self.heard_then.clone(),
             Source::Kube(source) => source.known(),
         };
         let mut demands = demand::Demands::new(cluster, &self.config.settings);
@@ -963,29 +978,39 @@ impl Node {
         }
         self.unsure = unsure;
         let demand = demands.total();
-        // Only root on the node makes static pods. Before the API shows one, it may be what the API server itself runs in: to deny it
-        // would be to wait for ever.
-        let unseen = |cgroup: &&PodCgroup| !claims.contains_key(&cgroup.id) && is_static(&cgroup.uid);
+        let strict = self.config.strict || asks_for_strict(cluster);
+        // Manifests name all pods there are; an API server may forget one that still runs.
+        let opens = !strict && matches!(self.source, Source::Kube(_));
+        let governed = |cgroup| known.get(&cgroup).is_some_and(Option::is_some);
+        let nobodys = self
+            .cgroups
+            .values()
+            .filter(|cgroup| !claims.contains_key(&cgroup.id) && self.own != Some(cgroup.id));
         let mut held = BTreeSet::new();
-        for cgroup in self.cgroups.values().filter(unseen) {
-            if known.get(&cgroup.id).is_some_and(Option::is_some) {
-                held.insert(cgroup.id);
-            } else {
-                let name = format!("a static pod ({})", cgroup.uid);
-                wanted.insert(cgroup.id, Wanted::unprotected(NsName::new("", name)));
+        for cgroup in nobodys {
+            match unclaimed(cgroup, governed(cgroup.id), opens) {
+                Unclaimed::Held => {
+                    held.insert(cgroup.id);
+                }
+                Unclaimed::Passes => {
+                    let name = format!("a static pod ({})", cgroup.uid);
+                    wanted.insert(cgroup.id, Wanted::unprotected(NsName::new("", name)));
+                }
+                Unclaimed::Unknown => {}
             }
         }
         self.own.inspect(|own| {
             wanted.insert(*own, Wanted::ungoverned(NsName::new("", "the agent's own pod")));
         });
-        let strict = self.config.strict || asks_for_strict(cluster);
         let present: BTreeSet<u64> = self.cgroups.values().map(|cgroup| cgroup.id).collect();
         let doubtful = |cgroup: &u64| {
             let broken = self.pods.get(cgroup).is_some_and(|pod| self.broken.contains(&*pod.id.namespace));
             // One that nobody governed may be governed at any time.
             let tightened = known.get(cgroup) == Some(&None)
                 && wanted.get(cgroup).is_some_and(|wanted| wanted.set.is_some());
-            present.contains(cgroup) && (!self.complete || broken) && !tightened && self.own != Some(*cgroup)
+            // What is pinned is never older than what was kept in a file.
+            let unheard = !self.complete || self.restored.is_some();
+            present.contains(cgroup) && (unheard || broken) && !tightened && self.own != Some(*cgroup)
         };
         let adopted: BTreeSet<u64> = self.adopted.iter().copied().filter(doubtful).collect();
         if !adopted.is_empty() {

@@ -46,8 +46,35 @@ pub(super) fn strictest<'a>(
 
 /// Returns whether this is the UID of a static pod: the hash of its manifest, 32 hexadecimal digits. The API server gives no other pod
 /// such a UID, and no user can choose one.
-pub(super) fn is_static(uid: &str) -> bool {
+fn is_static(uid: &str) -> bool {
     uid.len() == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// What is to hold for a cgroup that no pod claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unclaimed {
+    /// What governs it already.
+    Held,
+    /// Nothing, and that is counted.
+    Passes,
+    /// What the start mode says.
+    Unknown,
+}
+
+/// Returns what is to hold for a cgroup that no pod claims. `opens` is whether a pod may pass because nobody knows it any more.
+///
+/// A pod that the API no longer shows, or shows as finished, may still run: one deleted by force does until its grace period ends,
+/// and whoever wrote it chose that. So where it would pass, what governs it holds for as long as its cgroup is there; in strict
+/// mode nothing leaves it.
+///
+/// Only root on the node makes static pods. Before the API shows one, it may be what the API server itself runs in: to deny it
+/// would be to wait for ever.
+pub(super) fn unclaimed(cgroup: &PodCgroup, governed: bool, opens: bool) -> Unclaimed {
+    match (governed, is_static(&cgroup.uid)) {
+        (true, is_static) if opens || is_static => Unclaimed::Held,
+        (false, true) => Unclaimed::Passes,
+        _ => Unclaimed::Unknown,
+    }
 }
 
 /// Returns the cgroup of the pod this process runs in: that of the pod with this UID, or without one, the one it sees itself in
@@ -122,6 +149,19 @@ mod tests {
         for other in ["3f1c2a9e-1111-4222-8333-0123456789ab", "", "0123456789abcdef0123456789abcdeg"] {
             assert!(!is_static(other), "{other}");
         }
+    }
+
+    #[test]
+    fn what_governs_a_pod_holds_until_its_cgroup_is_gone() {
+        let cgroup = |uid: &str| PodCgroup { uid: uid.into(), path: PathBuf::new(), id: 1, level: 2 };
+        let (plain, fixed) =
+            (cgroup("3f1c2a9e-1111-4222-8333-0123456789ab"), cgroup("0123456789abcdef0123456789abcdef"));
+        assert_eq!(unclaimed(&plain, true, true), Unclaimed::Held, "deleted by force, or finished");
+        assert_eq!(unclaimed(&plain, true, false), Unclaimed::Unknown, "strict");
+        assert_eq!(unclaimed(&plain, false, true), Unclaimed::Unknown);
+        assert_eq!(unclaimed(&fixed, true, true), Unclaimed::Held);
+        assert_eq!(unclaimed(&fixed, true, false), Unclaimed::Held);
+        assert_eq!(unclaimed(&fixed, false, true), Unclaimed::Passes);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tracing::{debug, error, warn};
 use crate::{
     k8s::snapshot::{self, Pending, Snapshot},
     kernel::clock,
-    policy::index::Index,
+    policy::{demand::Demand, index::Index},
 };
 
 /// Writing takes no more than one part in so many of the time.
@@ -29,6 +29,8 @@ pub(super) struct Keeper {
     path: PathBuf,
     node: String,
     changed: bool,
+    /// What of the cluster was known in full in the one written last.
+    heard: Demand,
     /// Not before this.
     next: Instant,
     /// The one that is on its way to the disk.
@@ -75,7 +77,8 @@ impl Keeper {
         };
         let kept = Arc::new(Kept::default());
         kept.at.store(found.as_ref().map_or(0, |found| found.written), Ordering::Relaxed);
-        let keeper = Self { path, node, changed: false, next: Instant::now(), writing: None, kept };
+        let heard = Demand::default();
+        let keeper = Self { path, node, changed: false, heard, next: Instant::now(), writing: None, kept };
         Ok((keeper, found))
     }
 
@@ -101,30 +104,36 @@ impl Keeper {
     }
 
     /// Writes the state if it has changed and that is due. The disk is waited for elsewhere.
-    pub(super) fn keep(&mut self, index: &Index) {
+    pub(super) fn keep(&mut self, index: &Index, heard: &Demand) {
         if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
             self.writing = None;
         }
-        if !self.changed || self.writing.is_some() || Instant::now() < self.next {
+        if !self.is_due(heard) || self.writing.is_some() || Instant::now() < self.next {
             return;
         }
-        self.write(index);
+        self.write(index, heard);
     }
 
     /// Writes the state if it has changed; what it returns is to be waited for.
-    pub(super) fn last(&mut self, index: &Index) -> Option<JoinHandle<()>> {
-        if self.changed && self.writing.as_ref().is_none_or(JoinHandle::is_finished) {
-            self.write(index);
+    pub(super) fn last(&mut self, index: &Index, heard: &Demand) -> Option<JoinHandle<()>> {
+        if self.is_due(heard) && self.writing.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.write(index, heard);
         }
         self.writing.take()
     }
 
-    fn write(&mut self, index: &Index) {
+    /// Returns whether what was written last is no longer what holds, or no longer all that is known in full.
+    fn is_due(&self, heard: &Demand) -> bool {
+        self.changed || self.heard != *heard
+    }
+
+    fn write(&mut self, index: &Index, heard: &Demand) {
         let began = Instant::now();
         let now = clock::wall_seconds_and_fraction().0;
-        match snapshot::write(index, &self.node, &self.path, now) {
+        match snapshot::write(index, heard, &self.node, &self.path, now) {
             Ok(pending) => {
                 self.changed = false;
+                self.heard = heard.clone();
                 let kept = Arc::clone(&self.kept);
                 self.writing = Some(tokio::task::spawn_blocking(move || commit(pending, now, &kept)));
             }

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::policy::{
     cluster::{EndpointSlice, Node, NsName, Pod, Service},
+    demand::Demand,
     index::{Index, Object, ObjectKind},
     model::{LabelSelector, Operator, Peer, Policy, PolicyKind, PortMatch, Ports},
 };
@@ -63,6 +64,8 @@ pub enum SnapshotError {
 pub struct Snapshot {
     /// When it was written, in seconds since the epoch.
     pub written: u64,
+    /// What of the cluster was known in full, besides what is always followed.
+    pub heard: Demand,
     /// The objects; of a policy whose last version is invalid, first the one in force and then that one.
     pub objects: Vec<Object>,
 }
@@ -74,6 +77,9 @@ struct Head {
     kind: String,
     node: String,
     written_at: u64,
+    /// Nothing where it is not said.
+    #[serde(default)]
+    heard: Demand,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -118,12 +124,19 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Writes what an index holds beside `target`; see [`Pending::commit`]. `now` is in seconds since the epoch.
+/// Writes what an index holds beside `target`; see [`Pending::commit`]. `heard` is what of the cluster it holds in full, `now` is in
+/// seconds since the epoch.
 ///
 /// # Errors
 ///
 /// [`SnapshotError::File`], as when the disk is full; the snapshot before stays.
-pub fn write(index: &Index, node: &str, target: &Path, now: u64) -> Result<Pending, SnapshotError> {
+pub fn write(
+    index: &Index,
+    heard: &Demand,
+    node: &str,
+    target: &Path,
+    now: u64,
+) -> Result<Pending, SnapshotError> {
     let mut path = target.as_os_str().to_owned();
     path.push(".new");
     let path = PathBuf::from(path);
@@ -132,8 +145,13 @@ pub fn write(index: &Index, node: &str, target: &Path, now: u64) -> Result<Pendi
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 16, file);
     let written = (|| {
-        let head =
-            Head { api_version: VERSION.into(), kind: HEAD.into(), node: node.into(), written_at: now };
+        let head = Head {
+            api_version: VERSION.into(),
+            kind: HEAD.into(),
+            node: node.into(),
+            written_at: now,
+            heard: heard.clone(),
+        };
         put(&mut out, &head)?;
         let objects = objects(index, &mut out)?;
         put(&mut out, &Tail { api_version: VERSION.into(), kind: TAIL.into(), objects })?;
@@ -210,7 +228,7 @@ pub fn read(path: &Path, node: &str) -> Result<Option<Snapshot>, SnapshotError> 
     };
     match (head, tail) {
         (Some(head), Some(tail)) if tail.objects == objects.len() => {
-            Ok(Some(Snapshot { written: head.written_at, objects }))
+            Ok(Some(Snapshot { written: head.written_at, heard: head.heard, objects }))
         }
         (_, Some(_)) => Err(content("some of the objects are missing")),
         (_, None) => Err(content("the end is missing: the file was cut short")),
@@ -424,6 +442,7 @@ mod tests {
     use super::*;
     use crate::policy::{
         cluster::Cluster,
+        demand::{Nodes, Scope},
         generate::{Scenario, scenario},
         index::{InForce, ObjectKey},
         model::{Effect, Protocol, Rule},
@@ -518,7 +537,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder for the test");
             let path = folder.path().join("state.yaml");
             let index = index_of(&cluster);
-            write(&index, "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
+            write(&index, &Demand::default(), "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
             let again = restored(&path);
             let (left, right) = (index.cluster(), again.cluster());
             prop_assert_eq!(&left.namespaces, &right.namespaces);
@@ -560,7 +579,9 @@ mod tests {
         ] {
             let _ = index.apply(object);
         }
-        write(&index, "node-1", &path, 1_800_000_000).and_then(Pending::commit).expect("there is room");
+        write(&index, &Demand::default(), "node-1", &path, 1_800_000_000)
+            .and_then(Pending::commit)
+            .expect("there is room");
         let again = restored(&path);
         assert_eq!(again.cluster().policies, index.cluster().policies);
         assert_eq!(again.cluster().broken, index.cluster().broken);
@@ -575,6 +596,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_heard_is_not_taken_for_heard() {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let path = folder.path().join("state.yaml");
+        let dns = Scope::namespace("kube-system");
+        let some = Demand { services: dns, nodes: Nodes::Own, ..Demand::default() };
+        for heard in [Demand::default(), some, Demand::everything()] {
+            write(&Index::default(), &heard, "node-1", &path, 7)
+                .and_then(Pending::commit)
+                .expect("there is room");
+            assert_eq!(read(&path, "node-1").expect("it can be read").expect("it is there").heard, heard);
+        }
+        let text = fs::read_to_string(&path).expect("it was written");
+        let (before, after) = text.split_once(",\"heard\":").expect("it is the last field of the head");
+        let (_, after) = after.split_once('\n').expect("the head is a line");
+        fs::write(&path, format!("{before}}}\n{after}")).expect("the folder is ours");
+        let silent = read(&path, "node-1").expect("it can be read").expect("it is there");
+        assert_eq!(silent.heard, Demand::default(), "a file that does not say");
+    }
+
+    #[test]
     fn a_file_that_is_not_whole_says_nothing() {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let path = folder.path().join("state.yaml");
@@ -583,7 +624,9 @@ mod tests {
         for name in ["p", "q"] {
             let _ = index.apply(managed(name, Some(&good("192.0.2.0/24"))));
         }
-        write(&index, "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
+        write(&index, &Demand::default(), "node-1", &path, 7)
+            .and_then(Pending::commit)
+            .expect("there is room");
         assert!(read(&path, "node-2").expect("another node's is no error").is_none());
         let whole = fs::read(&path).expect("it was written");
         for length in 0..whole.len() {
@@ -615,10 +658,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let path = folder.path().join("state.yaml");
         let index = Index::default();
-        write(&index, "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
+        write(&index, &Demand::default(), "node-1", &path, 7)
+            .and_then(Pending::commit)
+            .expect("there is room");
         // A folder in the way of the new file, as a stand-in for a disk that takes no more.
         fs::create_dir(folder.path().join("state.yaml.new")).expect("the folder is ours");
-        let error = write(&index, "node-1", &path, 8).expect_err("a folder is no file");
+        let error = write(&index, &Demand::default(), "node-1", &path, 8).expect_err("a folder is no file");
         assert!(error.to_string().contains("state.yaml.new"), "{error}");
         assert_eq!(read(&path, "node-1").expect("it can be read").expect("it is there").written, 7);
     }

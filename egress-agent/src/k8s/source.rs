@@ -583,6 +583,15 @@ impl KubeSource {
         let here = index.cluster().pods.local().filter(|(_, pod)| *pod.node() == *self.options.node);
         self.local.extend(here.map(|(id, _)| id.clone()));
     }
+
+    /// Forgets what an index holds of a time before and no watch is about: nothing would ever tell that it is gone.
+    pub fn forget_unfollowed(&self, index: &mut Index) -> Change {
+        let mut change = Change::NONE;
+        for kind in [ObjectKind::Pod, ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node] {
+            change |= index.retain(kind, |key| self.watches.keys().any(|subject| self.owns(subject, key)));
+        }
+        change
+    }
 }
 
 /// Returns a pod of another node without what nobody asks of it.

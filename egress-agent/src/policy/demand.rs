@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{
     cluster::{Cluster, Settings},
@@ -19,7 +20,8 @@ use super::{
 pub const MOST_NAMESPACES: usize = 16;
 
 /// The part of the cluster of which objects of one kind are needed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Scope {
     /// None of it.
     #[default]
@@ -78,7 +80,8 @@ impl Scope {
 }
 
 /// Which nodes are needed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Nodes {
     /// None.
     #[default]
@@ -90,7 +93,7 @@ pub enum Nodes {
 }
 
 /// What is needed beyond namespaces, policies and the pods of the own node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Demand {
     /// Pods of other nodes.
     pub pods: Scope,

@@ -292,3 +292,25 @@ async fn a_watch_that_was_left_is_not_listened_to() {
     assert_eq!(scene.source.take(late, &mut scene.index).change, Change::NONE);
     assert!(scene.index.cluster().services.is_empty());
 }
+
+#[tokio::test]
+async fn what_no_watch_is_about_is_forgotten() {
+    let mut scene = Scene::new();
+    for object in [pod("a", OWN, "10.0.0.1"), pod("b", "there", "10.0.0.2"), pod("c", "there", "10.0.0.3")] {
+        let _ = scene.index.apply(object);
+    }
+    for object in [
+        Object::Namespace { name: "shop".into(), labels: [].into() },
+        Object::Service(id("s"), Service::default()),
+        Object::Node("there".into(), crate::policy::cluster::Node::default()),
+    ] {
+        let _ = scene.index.apply(object);
+    }
+    scene.source.adopt(&scene.index);
+    assert!(scene.source.forget_unfollowed(&mut scene.index).cluster);
+    assert_eq!(scene.pods(), ["shop/a@10.0.0.1"], "only the pods of this node are followed");
+    let cluster = scene.index.cluster();
+    assert!(cluster.services.is_empty() && cluster.nodes.is_empty());
+    assert_eq!(cluster.namespaces.len(), 1);
+    assert_eq!(scene.source.forget_unfollowed(&mut scene.index), Change::NONE);
+}
