@@ -44,6 +44,7 @@ use crate::{
         demand::{self, Demand},
         diff::Wanted,
         document,
+        finding::Finding,
         flow::Flow,
         index::{Change, InForce, Index},
         model::{PolicyId, PolicyKind},
@@ -124,6 +125,8 @@ pub enum SourceConfig {
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long after a change the directory must be quiet before it is read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(3);
+/// How long a pod that nobody governed so far stays so while what its policies need to know is not heard.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// How long the first attachment waits at most for what the policies of some pods need to know.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 /// How often it is seen whether the state is to be kept, and what came again is to be told.
@@ -144,8 +147,12 @@ const WAITING: &str = "waiting";
 
 /// How many findings of one policy, or errors of one file, the log names.
 const MOST_FINDINGS: usize = 5;
+/// How many findings of one policy are kept: a text can be made to have one for every few octets.
+const MOST_KEPT: usize = 32;
 /// How many messages of the API server are taken before the kernel is brought up to date.
 const MOST_MESSAGES: usize = 4096;
+/// How long messages are taken at once: reading policies takes time, and there is more to do than that.
+const AT_ONCE: Duration = Duration::from_millis(20);
 /// After changes elsewhere were put into force, further ones wait for this many times as long as that took, at most for the time:
 /// with a policy about every pod of a large cluster it takes long, and there is always another change.
 const RESTS: (u32, Duration) = (3, Duration::from_secs(1));
@@ -236,7 +243,9 @@ struct Node {
     unheard: BTreeSet<String>,
     /// What the policies in force need to know of the cluster.
     demand: Demand,
-    /// How many pods wait for what their policies need to know.
+    /// Since when each pod waits that waits for what its policies need to know, by its cgroup.
+    waits: BTreeMap<u64, Instant>,
+    /// How many those are.
     unsure: usize,
     /// Since when everything is known that is always followed.
     whole: Option<Instant>,
@@ -463,6 +472,16 @@ fn watch_again(
     manifests.map_or(Ok(()), |manifests| manifests.renew().context("watching manifests"))
 }
 
+/// Returns as many findings as are worth keeping for as long as the policy is there, errors first.
+fn some(mut findings: Vec<Finding>) -> Vec<Finding> {
+    if findings.len() > MOST_KEPT {
+        findings.sort_by_key(|finding| finding.severity);
+        findings.truncate(MOST_KEPT);
+    }
+    findings.shrink_to_fit();
+    findings
+}
+
 /// Says what was not said before.
 fn say(lines: BTreeSet<String>, said: &mut BTreeSet<String>, speak: fn(&str)) {
     for line in lines.difference(said) {
@@ -540,7 +559,7 @@ impl Node {
             cache: compile::Cache::default(),
             index: Index::new(|id, text| {
                 let parsed = document::parse(id, text);
-                (parsed.policy, parsed.findings)
+                (parsed.policy, some(parsed.findings))
             }),
             source: Source::Directory(DirectorySource::new(directory)),
             cgroups: BTreeMap::new(),
@@ -571,6 +590,7 @@ impl Node {
             announcer: None,
             unheard: BTreeSet::new(),
             demand: Demand::default(),
+            waits: BTreeMap::new(),
             unsure: 0,
             whole: None,
             behind: None,
@@ -666,6 +686,7 @@ impl Node {
         let mut change = Change::NONE;
         let mut message = Some(first);
         let mut left = MOST_MESSAGES;
+        let taking = Instant::now();
         while let (Some(next), Source::Kube(source)) = (message.take(), &mut self.source) {
             let taken = source.take(next, &mut self.index);
             change |= taken.change;
@@ -674,7 +695,7 @@ impl Node {
             policies |= taken.policies;
             prompt |= taken.here;
             left -= 1;
-            if left > 0 {
+            if left > 0 && taking.elapsed() < AT_ONCE {
                 // Empty for now, or for ever: the next wait tells.
                 message = news.try_recv().ok();
             }
@@ -933,6 +954,7 @@ impl Node {
         let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
         let mut waiting: BTreeSet<u64> = BTreeSet::new();
         let mut unsure = 0_usize;
+        let (mut waits, now) = (BTreeMap::new(), Instant::now());
         let mut unmatched: HashSet<&Unmatched> = HashSet::new();
         let known = self.engine.state().endpoints();
         self.pods.clear();
@@ -965,6 +987,14 @@ impl Node {
                 continue;
             }
             unsure += usize::from(!sure);
+            let since = *self.waits.get(cgroup).unwrap_or(&now);
+            waits.insert(*cgroup, since);
+            // What is known of its policies so far is narrower than no policy at all, even where it is wider than they are.
+            let open = known.get(cgroup).is_some_and(Option::is_none);
+            if open && compiled.set.is_some() && now.duration_since(since) >= LONGEST_WAIT {
+                wanted.insert(*cgroup, Wanted::new(id.clone(), compiled));
+                continue;
+            }
             if !sure && known.contains_key(cgroup) && !self.engine.state().unprotected().contains(cgroup) {
                 waiting.insert(*cgroup);
             } else if starts_open(cluster, &id.namespace, self.config.strict) {
@@ -977,6 +1007,7 @@ impl Node {
             }
         }
         self.unsure = unsure;
+        self.waits = waits;
         let demand = demands.total();
         let strict = self.config.strict || asks_for_strict(cluster);
         // Manifests name all pods there are; an API server may forget one that still runs.
@@ -1131,7 +1162,7 @@ impl Node {
         let scanned = self.scan();
         let reloaded = self.reload();
         self.report_sync();
-        if scanned || reloaded || self.retry {
+        if scanned || reloaded || self.retry || !self.waits.is_empty() {
             self.apply(began);
         }
         self.follow_demand();

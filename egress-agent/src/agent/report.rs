@@ -55,9 +55,12 @@ impl Node {
         for (slot, rule) in state.allocator().rules() {
             destinations.push((destination(rule), maps.rule_counter(slot)?.packets));
         }
+        // Of a whole cluster's policies each node tells those of the namespaces it has pods of.
+        let here: BTreeSet<&str> = self.pods.values().map(|pod| &*pod.id.namespace).collect();
+        let told = |namespace: &str| matches!(self.source, Source::Directory(_)) || here.contains(namespace);
         let mut expiries = Vec::new();
         for policy in self.index.cluster().policies.values() {
-            if policy.id.kind != PolicyKind::ConfigMap {
+            if policy.id.kind != PolicyKind::ConfigMap || !told(&policy.id.id.namespace) {
                 continue;
             }
             for rule in &policy.rules {
@@ -73,7 +76,7 @@ impl Node {
         let errors: Vec<PolicyErrors> = self
             .index
             .problems()
-            .filter(|problem| problem.in_force != InForce::Current)
+            .filter(|problem| problem.in_force != InForce::Current && told(&problem.policy.id.namespace))
             .map(|problem| PolicyErrors {
                 namespace: problem.policy.id.namespace.clone(),
                 policy: problem.policy.id.name.clone(),

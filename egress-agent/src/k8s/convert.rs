@@ -125,7 +125,7 @@ pub fn pod(object: Pod) -> Result<Object, Error> {
         }
     }
 
-    let mut annotations = object.metadata.annotations.unwrap_or_default();
+    let annotations = object.metadata.annotations.unwrap_or_default();
     let pod = cluster::Pod {
         labels: object.metadata.labels.unwrap_or_default().into(),
         ips: ips.into_iter().collect(),
@@ -134,12 +134,23 @@ pub fn pod(object: Pod) -> Result<Object, Error> {
         ports: ports.into(),
         local: Some(Box::new(cluster::Local {
             uid: object.metadata.uid.unwrap_or_default(),
-            static_hash: annotations.remove("kubernetes.io/config.hash").unwrap_or_default(),
+            static_hash: static_hash(&annotations, status.host_ip.as_deref()),
             node: spec.node_name.unwrap_or_default(),
             workload,
         })),
     };
     Ok(Object::Pod(id, pod))
+}
+
+/// Returns the hash that names a static pod's cgroup, of the pod that stands for it in the API; empty for other pods.
+///
+/// Whoever may create pods can write the annotations. But only kubelet writes the status, and it gives one to such a pod only if it
+/// has a static pod for it; others it deletes.
+fn static_hash(annotations: &BTreeMap<String, String>, host_ip: Option<&str>) -> String {
+    let hash = annotations.get("kubernetes.io/config.hash");
+    let mirrors = hash.is_some() && hash == annotations.get("kubernetes.io/config.mirror");
+    let acknowledged = host_ip.is_some_and(|address| !address.is_empty());
+    hash.filter(|_| mirrors && acknowledged).cloned().unwrap_or_else(String::new)
 }
 
 /// Returns what matters of a Service.
@@ -418,6 +429,24 @@ mod tests {
                 })),
             }
         );
+    }
+
+    #[test]
+    fn a_static_pod_is_one_that_kubelet_acknowledges() {
+        let (hash, mirror) = ("kubernetes.io/config.hash", "kubernetes.io/config.mirror");
+        let kept = json!({"hostIP": "192.0.2.1"});
+        for (annotations, status, expected) in [
+            (json!({hash: "feed", mirror: "feed"}), &kept, "feed"),
+            (json!({hash: "feed", mirror: "feed"}), &json!({}), ""),
+            (json!({hash: "feed", mirror: "feed"}), &json!({"hostIP": ""}), ""),
+            (json!({hash: "feed", mirror: "face"}), &kept, ""),
+            (json!({hash: "feed"}), &kept, ""),
+            (json!({mirror: "feed"}), &kept, ""),
+        ] {
+            let metadata = json!({"name": "p", "annotations": annotations});
+            let pod = mk_pod(&metadata, &json!({"containers": []}), status).expect("it can be converted");
+            assert_eq!(pod.static_hash(), expected, "{annotations} {status}");
+        }
     }
 
     #[test]

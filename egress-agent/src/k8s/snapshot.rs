@@ -337,7 +337,11 @@ fn pod_body(id: &NsName, pod: &Pod) -> Value {
         }
     };
     set("uid", pod.uid(), json!(pod.uid()));
-    set("annotations", pod.static_hash(), json!({"kubernetes.io/config.hash": pod.static_hash()}));
+    set(
+        "annotations",
+        pod.static_hash(),
+        json!({"kubernetes.io/config.hash": pod.static_hash(), "kubernetes.io/config.mirror": pod.static_hash()}),
+    );
     if let Some((kind, name)) = pod.workload().split_once('/')
         && kind != "Pod"
     {
@@ -354,7 +358,8 @@ fn pod_body(id: &NsName, pod: &Pod) -> Value {
     json!({
         "metadata": metadata,
         "spec": {"nodeName": pod.node(), "hostNetwork": pod.host_network, "containers": [{"ports": ports}]},
-        "status": {"phase": if pod.finished { "Succeeded" } else { "Running" }, "podIPs": addresses},
+        // That kubelet has acknowledged it is what makes a static pod one; where it runs is not kept.
+        "status": {"phase": if pod.finished { "Succeeded" } else { "Running" }, "hostIP": "0.0.0.0", "podIPs": addresses},
     })
 }
 

@@ -44,6 +44,9 @@ const LINGER: Duration = Duration::from_secs(60);
 const FAILING: Duration = Duration::from_secs(70);
 /// How long a watch waits that could not understand what it was sent, at first and at most.
 const NOT_UNDERSTOOD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How many octets the policies of one namespace may have together: as many as two hundred large ones. Every agent reads them all, and what is
+/// read takes a multiple of that.
+const MOST_POLICY_BYTES: usize = 4 << 20;
 /// How many objects that cannot be read are told by name.
 const MOST_REJECTED: usize = 1000;
 
@@ -211,6 +214,8 @@ pub struct KubeSource {
     /// Pods of other nodes with the name of one here.
     shadowed: BTreeMap<NsName, Object>,
     rejected: BTreeMap<(Subject, String), String>,
+    /// The lengths of policies by namespace and name.
+    lengths: BTreeMap<String, Lengths>,
     events: BTreeMap<ObjectKind, u64>,
     failures: u64,
 }
@@ -239,6 +244,7 @@ impl KubeSource {
             local: BTreeSet::new(),
             shadowed: BTreeMap::new(),
             rejected: BTreeMap::new(),
+            lengths: BTreeMap::new(),
             events: BTreeMap::new(),
             failures: 0,
         };
@@ -350,6 +356,7 @@ impl KubeSource {
             }
             News::Object(object) => {
                 *self.events.entry(subject.kind()).or_default() += 1;
+                let object = object.and_then(|object| affordable(&mut self.lengths, object));
                 let key = match &object {
                     Ok(object) => Some(object.key()),
                     Err(rejected) => rejected.key.clone(),
@@ -504,6 +511,11 @@ impl KubeSource {
     }
 
     fn delete(&mut self, subject: &Subject, key: &ObjectKey, index: &mut Index) -> Change {
+        if let ObjectKey::ConfigMap(id) = key
+            && let Some(lengths) = self.lengths.get_mut(&*id.namespace)
+        {
+            lengths.set(&id.name, None);
+        }
         let ObjectKey::Pod(id) = key else { return index.delete(key) };
         if *subject == Subject::LocalPods {
             if !self.local.remove(id) {
@@ -597,6 +609,40 @@ impl KubeSource {
 /// Returns a pod of another node without what nobody asks of it.
 fn elsewhere(pod: Pod) -> Pod {
     Pod { local: None, ..pod }
+}
+
+/// The lengths of one namespace's policies.
+#[derive(Debug, Default)]
+struct Lengths {
+    each: BTreeMap<String, usize>,
+    total: usize,
+}
+
+impl Lengths {
+    fn set(&mut self, name: &str, length: Option<usize>) {
+        let before = match length {
+            Some(length) => self.each.insert(name.to_owned(), length),
+            None => self.each.remove(name),
+        };
+        self.total = self.total - before.unwrap_or(0) + length.unwrap_or(0);
+    }
+}
+
+/// Returns an object, unless it is a policy that is one too many for its namespace. That one fails closed, in its namespace alone.
+fn affordable(lengths: &mut BTreeMap<String, Lengths>, object: Object) -> Result<Object, Rejected> {
+    let Object::ConfigMap { id, policy, .. } = &object else { return Ok(object) };
+    let lengths = lengths.entry(id.namespace.to_string()).or_default();
+    lengths.set(&id.name, policy.as_ref().map(String::len));
+    if lengths.total <= MOST_POLICY_BYTES {
+        return Ok(object);
+    }
+    lengths.set(&id.name, None);
+    let message = format!(
+        "the policies of namespace {} have more than {} MiB together; split them over namespaces, or shorten them",
+        id.namespace,
+        MOST_POLICY_BYTES >> 20
+    );
+    Err(Rejected { key: Some(object.key()), message })
 }
 
 /// What both of two scopes cover.

@@ -191,6 +191,8 @@ struct Metadata {
 struct Annotations {
     #[serde(rename = "kubernetes.io/config.hash")]
     config_hash: Option<String>,
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    config_mirror: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -208,13 +210,17 @@ impl From<Metadata> for ObjectMeta {
             controller: owner.controller,
             ..OwnerReference::default()
         };
-        let hash = text.annotations.and_then(|annotations| annotations.config_hash);
+        let annotations = text.annotations.map(|Annotations { config_hash, config_mirror }| {
+            let hash = config_hash.map(|hash| ("kubernetes.io/config.hash".to_owned(), hash));
+            let mirror = config_mirror.map(|mirror| ("kubernetes.io/config.mirror".to_owned(), mirror));
+            hash.into_iter().chain(mirror).collect()
+        });
         Self {
             name: text.name,
             namespace: text.namespace,
             uid: text.uid,
             labels: text.labels,
-            annotations: hash.map(|hash| [("kubernetes.io/config.hash".to_owned(), hash)].into()),
+            annotations,
             owner_references: text.owner_references.map(|owners| owners.into_iter().map(owner).collect()),
             ..Self::default()
         }
@@ -266,6 +272,8 @@ struct ContainerPortText {
 #[derive(Deserialize)]
 struct PodStatusText {
     phase: Option<String>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
@@ -300,6 +308,7 @@ impl From<PodText> for Pod {
         let address = |text: PodIpText| PodIP { ip: text.ip.unwrap_or_default() };
         let status = text.status.map(|status| PodStatus {
             phase: status.phase,
+            host_ip: status.host_ip,
             pod_ip: status.pod_ip,
             pod_ips: status.pod_ips.map(|addresses| addresses.into_iter().map(address).collect()),
             ..PodStatus::default()
@@ -504,7 +513,7 @@ mod tests {
             "creationTimestamp": "2026-01-02T03:04:05Z",
             "labels": {"app": "web", "pod-template-hash": "abc", "egress-controller": "managed",
                        "kubernetes.io/service-name": "web"},
-            "annotations": {"kubernetes.io/config.hash": "feed", "other": "x"},
+            "annotations": {"kubernetes.io/config.hash": "feed", "kubernetes.io/config.mirror": "feed", "other": "x"},
             "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-abc", "uid": "r",
                                  "controller": true}],
             "managedFields": [{"manager": "m", "operation": "Update", "fieldsV1": {"f:a": {}}}]
@@ -531,7 +540,7 @@ mod tests {
                             {"name": "s", "restartPolicy": "Always", "ports": [{"name": "m", "containerPort": 9, "protocol": "UDP"}]},
                             {"name": "i", "ports": [{"name": "never", "containerPort": 10}]}]
                     },
-                    "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+                    "status": {"phase": "Running", "hostIP": "192.0.2.1", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
                                "conditions": [{"type": "Ready", "status": "True"}]}
                 }),
             ),

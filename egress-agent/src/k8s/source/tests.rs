@@ -314,3 +314,25 @@ async fn what_no_watch_is_about_is_forgotten() {
     assert_eq!(cluster.namespaces.len(), 1);
     assert_eq!(scene.source.forget_unfollowed(&mut scene.index), Change::NONE);
 }
+
+#[tokio::test]
+async fn a_namespace_has_only_so_much_room_for_policies() {
+    let mut scene = Scene::new();
+    let padding = " ".repeat(MOST_POLICY_BYTES / 4);
+    let policy = |namespace: &str, name: &str| Object::ConfigMap {
+        id: NsName::new(namespace, name),
+        managed: true,
+        policy: Some(format!(r#"{{"defaultAction": "deny"}}{padding}"#)),
+    };
+    for name in ["a", "b", "c", "d"] {
+        scene.say(&Subject::Policies, News::Object(Ok(policy("shop", name))));
+    }
+    scene.say(&Subject::Policies, News::Object(Ok(policy("web", "e"))));
+    let rejected: Vec<String> = scene.source.rejected().map(|(name, _)| name.to_owned()).collect();
+    assert_eq!(rejected, ["ConfigMap shop/d"], "the one too many, and no other namespace's");
+    assert!(scene.index.cluster().broken.contains(&id("d")), "it fails closed");
+    scene.gone(&Subject::Policies, ObjectKey::ConfigMap(id("a")));
+    scene.say(&Subject::Policies, News::Object(Ok(policy("shop", "d"))));
+    scene.say(&Subject::Policies, News::Object(Ok(policy("shop", "d"))));
+    assert_eq!(scene.source.rejected().count(), 0, "there is room again");
+}
