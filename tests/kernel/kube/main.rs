@@ -4,6 +4,7 @@
 
 mod churn;
 mod demand;
+mod doubt;
 mod faults;
 mod input;
 mod lifecycle;
