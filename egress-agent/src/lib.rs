@@ -3,6 +3,7 @@
 //! [`policy`] is the pure core: text and cluster state in, map entries and verdicts out. The other modules are thin: they
 //! read manifests, talk to the kernel, and report.
 pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod explain;
 pub mod heap;

@@ -75,6 +75,8 @@ struct Report {
     path: Option<String>,
     message: String,
     hint: Option<String>,
+    /// The rule of governance or of policy as code that found it.
+    rule: Option<String>,
     /// The place in the text of the policy, where that cannot be turned into one in the file.
     policy_line: Option<u32>,
     policy_column: Option<u32>,
@@ -107,6 +109,9 @@ impl fmt::Display for Report {
         }
         if let Some(hint) = &self.hint {
             write!(f, "; {hint}")?;
+        }
+        if let Some(rule) = &self.rule {
+            write!(f, " [{rule}]")?;
         }
         Ok(())
     }
@@ -240,6 +245,7 @@ impl Check {
                 path: None,
                 message: error.message.clone(),
                 hint: error.hint.clone(),
+                rule: None,
                 policy_line: None,
                 policy_column: None,
             });
@@ -276,7 +282,7 @@ impl Check {
                             message: format!("no text under `{POLICY_KEY}`"),
                             hint: Some(
                                 "put the policy under that key, or take the label `egress-controller: managed` off".into(),
-                            ),
+                            ), rule: None,
                         };
                         self.report(id, finding, &place);
                     }
@@ -314,7 +320,7 @@ impl Check {
     }
 
     fn report(&mut self, id: &NsName, finding: Finding, place: &Place) {
-        let Finding { severity, path, line, column, message, hint } = finding;
+        let Finding { severity, path, line, column, message, hint, rule } = finding;
         let known = line > 0;
         let (in_file, in_policy) = match place.offset {
             Some((before, indent)) if known => (
@@ -335,6 +341,7 @@ impl Check {
             path: (!path.is_empty()).then_some(path),
             message,
             hint,
+            rule,
             policy_line: in_policy.0,
             policy_column: in_policy.1,
         });
@@ -371,6 +378,7 @@ impl Check {
                     column: 0,
                     message: format!("{name} matches nothing: {why}"),
                     hint: None,
+                    rule: None,
                 };
                 Some((id, finding, place))
             })
@@ -431,6 +439,7 @@ fn unresolved_findings(policy: &Policy) -> Vec<Finding> {
                     "Not resolved yet: {name} matches nothing until the addresses of {what} are known"
                 ),
                 hint: None,
+                rule: None,
             });
         }
     }

@@ -1043,6 +1043,7 @@ spec:
                 column: 1,
                 message: "bad".into(),
                 hint: None,
+                rule: None,
             };
             return (None, vec![finding]);
         }

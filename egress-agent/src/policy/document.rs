@@ -59,8 +59,15 @@ pub fn parse(id: &NsName, text: &str) -> Parsed {
         let message =
             format!("Policy too large: {} bytes, at most {MAX_BYTES} fit into a ConfigMap", text.len());
         let hint = Some("split it into several ConfigMaps: their allowed destinations add up".to_owned());
-        let finding =
-            Finding { severity: Severity::Error, path: String::new(), line: 0, column: 0, message, hint };
+        let finding = Finding {
+            severity: Severity::Error,
+            path: String::new(),
+            line: 0,
+            column: 0,
+            message,
+            hint,
+            rule: None,
+        };
         return Parsed { policy: None, findings: vec![finding] };
     }
     let mut cx = Context::new(text);
@@ -101,6 +108,7 @@ pub fn expiry_findings(policy: &Policy, now: u64) -> Vec<Finding> {
             column: 0,
             message: format!("Expired: {} matches nothing since {when}", rule.name),
             hint: Some("renew its expiry or remove it".into()),
+            rule: None,
         });
     }
     findings

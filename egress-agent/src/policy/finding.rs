@@ -30,7 +30,7 @@ impl fmt::Display for Severity {
 
 /// One sentence about one place of a text.
 ///
-/// Displayed as `message (path, line l column c); hint`, without the parts that are not known.
+/// Displayed as `message (path, line l column c); hint [rule]`, without the parts that are not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Whether it keeps the text from being put into force.
@@ -45,6 +45,8 @@ pub struct Finding {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The rule of governance or of policy as code that found it, such as `EGR-0001`; `None` for what every document must obey.
+    pub rule: Option<String>,
 }
 
 impl Finding {
@@ -57,7 +59,7 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, line, column, message, hint, severity: _ } = self;
+        let Self { path, line, column, message, hint, rule, severity: _ } = self;
         f.write_str(message)?;
         match (path.is_empty(), *line) {
             (true, 0) => {}
@@ -67,6 +69,9 @@ impl fmt::Display for Finding {
         }
         if let Some(hint) = hint {
             write!(f, "; {hint}")?;
+        }
+        if let Some(rule) = rule {
+            write!(f, " [{rule}]")?;
         }
         Ok(())
     }
@@ -85,6 +90,7 @@ mod tests {
             column: 30,
             message: "Invalid CIDR format: 10.0.0.0/99".into(),
             hint: Some("did you mean 10.0.0.0/9?".into()),
+            rule: None,
         };
         assert_eq!(
             finding.to_string(),
@@ -98,6 +104,8 @@ mod tests {
         assert_eq!(finding.to_string(), "Invalid CIDR format: 10.0.0.0/99");
         finding.line = 5;
         assert_eq!(finding.to_string(), "Invalid CIDR format: 10.0.0.0/99 (line 5 column 30)");
+        finding.rule = Some("EGR-0001".into());
+        assert_eq!(finding.to_string(), "Invalid CIDR format: 10.0.0.0/99 (line 5 column 30) [EGR-0001]");
         assert_eq!(format!("{:>8}", Severity::Error), "   error", "the severity obeys a width");
     }
 }

@@ -638,6 +638,7 @@ fn missing_key() -> Finding {
         hint: Some(
             "put the policy under that key, or take the label `egress-controller: managed` off".into(),
         ),
+        rule: None,
     }
 }
 
@@ -649,6 +650,7 @@ fn unreadable(fault: Unreadable) -> Finding {
         column: 0,
         message: fault.message,
         hint: fault.hint,
+        rule: None,
     }
 }
 
@@ -671,6 +673,7 @@ mod tests {
             column: 1,
             message: text.to_owned(),
             hint: None,
+            rule: None,
         };
         if text.starts_with("bad") {
             return (None, vec![finding(Severity::Error)]);

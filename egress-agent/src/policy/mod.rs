@@ -15,6 +15,7 @@ pub mod finding;
 pub mod flow;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
+pub mod governance;
 pub mod index;
 pub mod model;
 pub mod reference;

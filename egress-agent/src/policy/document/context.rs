@@ -243,7 +243,15 @@ impl<'t> Context<'t> {
 }
 
 fn blank(severity: Severity) -> Finding {
-    Finding { severity, path: String::new(), line: 0, column: 0, message: String::new(), hint: None }
+    Finding {
+        severity,
+        path: String::new(),
+        line: 0,
+        column: 0,
+        message: String::new(),
+        hint: None,
+        rule: None,
+    }
 }
 
 fn number(n: usize) -> u32 {
