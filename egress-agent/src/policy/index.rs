@@ -628,7 +628,8 @@ fn deny_all(id: PolicyId, selector: LabelSelector) -> Policy {
     }
 }
 
-fn missing_key() -> Finding {
+/// Returns what is found in a ConfigMap with the label and no policy.
+pub(crate) fn missing_key() -> Finding {
     Finding {
         severity: Severity::Error,
         path: String::new(),
