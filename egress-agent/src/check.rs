@@ -2,17 +2,29 @@
 //!
 //! The webhook, `egress-agent validate` and the agent ask [`Rules::judge`], so they say the same in the same words.
 
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use self::rules::{Facts, PolicyAsCode, RulesError};
 use crate::policy::{
     cluster::NsName,
-    document,
+    document::{self, Reading},
     finding::{Finding, Severity},
-    governance::Profile,
-    model::Policy,
+    governance::{self, Profile},
+    model::{Peer, Policy, Unresolved},
 };
 
-/// What documents are judged by. The default judges text and meaning only.
+/// What documents are judged by. The default judges text and meaning, and tells what has ended or soon will.
 #[derive(Debug, Default)]
-pub struct Rules {}
+pub struct Rules {
+    /// What is asked of every exception.
+    pub governance: governance::Config,
+    /// Whether and how policy as code is asked.
+    pub policy_as_code: PolicyAsCode,
+    /// What is known of the cluster.
+    pub cluster: Facts,
+}
 
 /// A document to judge.
 #[derive(Clone, Copy, Debug)]
@@ -37,17 +49,27 @@ pub struct Judgement {
 }
 
 impl Rules {
+    /// Returns the profile of a namespace with this [annotation](governance::ANNOTATION), and a warning if that is no profile.
+    #[must_use]
+    pub fn profile(&self, annotation: Option<&str>) -> (Profile, Option<Finding>) {
+        governance::profile(self.governance.profile, annotation, self.governance.allow_weaker)
+    }
+
     /// Judges a document at second `now` (since the epoch, UTC).
     #[must_use]
     pub fn judge(&self, subject: &Subject<'_>, now: u64) -> Judgement {
-        let parsed = document::parse(subject.id, subject.text);
-        let mut findings = parsed.findings;
-        if let Some(policy) = &parsed.policy {
-            findings.extend(document::expiry_findings(policy, now));
-        }
-        Judgement { policy: parsed.policy, findings }
+        let mut reading = document::read(subject.id, subject.text);
+        unresolved(&mut reading);
+        // What is laid down in the rules is compared with what was there; other profiles refuse nothing.
+        let old = subject.old.filter(|_| subject.profile == Profile::Required);
+        let old = old.and_then(|old| document::parse(subject.id, old).policy);
+        governance::add(&self.governance, subject.profile, &mut reading, old.as_ref(), now);
+        Judgement { policy: reading.policy.take(), findings: reading.finish() }
     }
 }
+
+/// Longest message, in bytes.
+const LONGEST_MESSAGE: usize = 4096;
 
 impl Judgement {
     /// Returns whether the document is refused.
@@ -56,11 +78,27 @@ impl Judgement {
         self.findings.iter().any(Finding::is_error)
     }
 
-    /// Returns the sentence a refusal is told with, all errors in it; `None` if the document is not refused.
+    /// Returns what a refusal is told with: the errors, a line for each, as many as fit into 4 KiB, and the number of the others.
+    /// `None` if the document is not refused.
     #[must_use]
     pub fn message(&self) -> Option<String> {
-        let errors: Vec<String> = self.of(Severity::Error).map(Finding::to_string).collect();
-        (!errors.is_empty()).then(|| format!("Policy validation failed: {}", errors.join("; also: ")))
+        let mut errors = self.of(Severity::Error);
+        let mut message = format!("Policy validation failed: {}", errors.next()?);
+        let last = |left: usize| match left {
+            1 => "\nand 1 more error".to_owned(),
+            left => format!("\nand {left} more errors"),
+        };
+        let room = LONGEST_MESSAGE - last(usize::MAX).len();
+        message.truncate(message.floor_char_boundary(room));
+        let mut left = errors.map(|error| format!("\nalso: {error}")).peekable();
+        while let Some(line) = left.next_if(|line| message.len() + line.len() <= room) {
+            message.push_str(&line);
+        }
+        match left.count() {
+            0 => {}
+            count => message.push_str(&last(count)),
+        }
+        Some(message)
     }
 
     /// Returns the softer findings.
@@ -70,5 +108,43 @@ impl Judgement {
 
     fn of(&self, severity: Severity) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(move |finding| finding.severity == severity)
+    }
+}
+
+/// Warns of destinations whose addresses have to be looked up outside the cluster.
+fn unresolved(reading: &mut Reading<'_>) {
+    let mut found = Vec::new();
+    let rules = reading.policy.iter().flat_map(|policy| &policy.rules);
+    for (rule, destination) in rules.zip(&reading.destinations) {
+        for peer in &rule.peers {
+            let Peer::Unresolved(unresolved) = peer else { continue };
+            let what = match unresolved {
+                Unresolved::AwsService { service, .. } => format!("the AWS service {service}"),
+                Unresolved::Cloud { provider, services, .. } if services.is_empty() => {
+                    format!("the cloud {provider}")
+                }
+                Unresolved::Cloud { provider, services, .. } => {
+                    format!("the {provider} service {}", services.join(", "))
+                }
+                Unresolved::Domains(domains) => format!("the domain {}", domains.join(", ")),
+            };
+            let message = format!(
+                "Not resolved yet: {} matches nothing until the addresses of {what} are known",
+                rule.name
+            );
+            let finding = Finding {
+                severity: Severity::Warning,
+                path: destination.path.clone(),
+                line: 0,
+                column: 0,
+                message,
+                hint: None,
+                rule: None,
+            };
+            found.push((destination.at, finding));
+        }
+    }
+    for (at, finding) in found {
+        reading.add(at, finding);
     }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::COULD_NOT_RUN;
 use crate::{
+    check::{Rules, Subject},
     k8s::{
         convert::POLICY_KEY,
         manifests::{self, ManifestError, ManifestFile},
@@ -22,10 +23,9 @@ use crate::{
     policy::{
         cluster::{Cluster, NsName, Settings},
         compile::{Why, compile_all},
-        document,
         finding::{Finding, Severity},
         index::{Change, Index, Object, ObjectKey},
-        model::{Effect, Peer, Policy, PolicyKind, RulePart, Unresolved},
+        model::{Effect, Peer, Policy, PolicyKind, RulePart},
     },
 };
 
@@ -121,6 +121,7 @@ impl fmt::Display for Report {
 #[derive(Debug)]
 struct Check {
     now: u64,
+    rules: Rules,
     reports: Vec<Report>,
     policies: usize,
     index: Index,
@@ -150,6 +151,7 @@ struct Place {
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut check = Check {
         now: clock::wall_seconds_and_fraction().0,
+        rules: Rules::default(),
         reports: Vec::new(),
         policies: 0,
         index: Index::default(),
@@ -304,17 +306,12 @@ impl Check {
 
     fn policy(&mut self, id: &NsName, text: &str, place: &Place) {
         self.policies += 1;
-        let parsed = document::parse(id, text);
-        for finding in parsed.findings {
+        let subject = Subject { id, text, old: None, profile: self.rules.governance.profile };
+        let judgement = self.rules.judge(&subject, self.now);
+        for finding in judgement.findings {
             self.report(id, finding, place);
         }
-        if let Some(policy) = parsed.policy {
-            for finding in document::expiry_findings(&policy, self.now) {
-                self.report(id, finding, place);
-            }
-            for finding in unresolved_findings(&policy) {
-                self.report(id, finding, place);
-            }
+        if judgement.policy.is_some() {
             self.places.push((id.clone(), place.clone()));
         }
     }
@@ -412,38 +409,6 @@ fn paths(policy: &Policy) -> impl Iterator<Item = (String, &str, &[Peer])> {
         *index += 1;
         (path, rule.name.as_str(), rule.peers.as_slice())
     })
-}
-
-/// Returns a warning for each destination whose addresses have to be looked up outside the cluster.
-fn unresolved_findings(policy: &Policy) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (path, name, peers) in paths(policy) {
-        for peer in peers {
-            let Peer::Unresolved(unresolved) = peer else { continue };
-            let what = match unresolved {
-                Unresolved::AwsService { service, .. } => format!("the AWS service {service}"),
-                Unresolved::Cloud { provider, services, .. } if services.is_empty() => {
-                    format!("the cloud {provider}")
-                }
-                Unresolved::Cloud { provider, services, .. } => {
-                    format!("the {provider} service {}", services.join(", "))
-                }
-                Unresolved::Domains(domains) => format!("the domain {}", domains.join(", ")),
-            };
-            findings.push(Finding {
-                severity: Severity::Warning,
-                path: path.clone(),
-                line: 0,
-                column: 0,
-                message: format!(
-                    "Not resolved yet: {name} matches nothing until the addresses of {what} are known"
-                ),
-                hint: None,
-                rule: None,
-            });
-        }
-    }
-    findings
 }
 
 /// Returns whether a text is a policy document rather than an object: a JSON object without apiVersion and kind.

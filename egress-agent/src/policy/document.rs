@@ -1,6 +1,7 @@
 //! The policy document: the JSON text of a ConfigMap's `policy.json` into a [`Policy`], or into findings.
 //!
-//! [`parse`] is the one judge of a document: the agent, the webhook and the command line all ask it.
+//! What a document may be once it is understood, by whom and until when, is for [`governance`](super::governance) to say;
+//! [`check`](crate::check) asks both.
 
 mod cidrs;
 mod clouds;
@@ -20,11 +21,13 @@ use std::collections::HashMap;
 use self::{
     context::{Context, Fields, Slot},
     destination::Entry,
-    json::Value,
+    json::{Node, Value},
 };
+pub(crate) use self::context::{nearest, shown};
 use super::{
     cluster::NsName,
     finding::{Finding, Severity},
+    governance::Field,
     model::{DefaultAction, Effect, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, Rule},
 };
 
@@ -55,63 +58,131 @@ pub struct Parsed {
 /// JSON. Ends soon and never panics, whatever the text.
 #[must_use]
 pub fn parse(id: &NsName, text: &str) -> Parsed {
+    let mut reading = read(id, text);
+    Parsed { policy: reading.policy.take(), findings: reading.finish() }
+}
+
+/// Reads the document of the ConfigMap `id` as [`parse`] does, for somebody who has more to say about its places.
+#[must_use]
+pub fn read<'t>(id: &NsName, text: &'t str) -> Reading<'t> {
     if text.len() > MAX_BYTES {
         let message =
             format!("Policy too large: {} bytes, at most {MAX_BYTES} fit into a ConfigMap", text.len());
         let hint = Some("split it into several ConfigMaps: their allowed destinations add up".to_owned());
-        let finding = Finding {
-            severity: Severity::Error,
-            path: String::new(),
-            line: 0,
-            column: 0,
-            message,
-            hint,
-            rule: None,
-        };
-        return Parsed { policy: None, findings: vec![finding] };
+        let mut cx = Context::new("");
+        cx.add(
+            None,
+            Finding {
+                severity: Severity::Error,
+                path: String::new(),
+                line: 0,
+                column: 0,
+                message,
+                hint,
+                rule: None,
+            },
+        );
+        return Reading { policy: None, destinations: Vec::new(), root: None, cx };
     }
     let mut cx = Context::new(text);
-    let policy = match json::parse(text) {
-        Ok(root) => read(&mut cx, id, &Slot::new(&root, "")),
+    let mut reading = match json::parse(text) {
+        Ok(root) => {
+            let (policy, destinations) = root_object(&mut cx, id, &Slot::new(&root, "")).unzip();
+            Reading { policy, destinations: destinations.unwrap_or_default(), root: Some(root), cx }
+        }
         Err(error) => {
             cx.error_at(error.at, "", format!("Invalid JSON: {}", error.message)).hint = error.hint;
-            None
+            Reading { policy: None, destinations: Vec::new(), root: None, cx }
         }
     };
-    let failed = cx.failed();
-    Parsed { policy: policy.filter(|_| !failed), findings: cx.finish() }
+    if reading.cx.failed() {
+        reading.policy = None;
+        reading.destinations.clear();
+    }
+    reading
 }
 
-/// Returns a warning for each destination of `policy` that matches nothing any more at second `now`.
-///
-/// Their places in the text are not known here.
+/// Returns the line and the column, both from 1, of the value at `path` of a document, such as
+/// `allowedDestinations[1].cidr`, or of the nearest value around it that is there; `None` if the text is no JSON.
 #[must_use]
-pub fn expiry_findings(policy: &Policy, now: u64) -> Vec<Finding> {
-    let (mut allowed, mut denied) = (0, 0);
-    let mut findings = Vec::new();
-    for rule in &policy.rules {
-        let (list, index) = match rule.effect {
-            Effect::Allow => ("allowedDestinations", &mut allowed),
-            Effect::Deny => ("deniedDestinations", &mut denied),
-        };
-        let path = format!("{list}[{index}]");
-        *index += 1;
-        let Some(expires) = rule.expires.filter(|&expires| expires <= now) else { continue };
-        let when = match i64::try_from(expires).map(jiff::Timestamp::from_second) {
-            Ok(Ok(timestamp)) => timestamp.to_string(),
-            _ => format!("second {expires}"),
-        };
-        findings.push(Finding {
-            severity: Severity::Warning,
-            path,
-            line: 0,
-            column: 0,
-            message: format!("Expired: {} matches nothing since {when}", rule.name),
-            hint: Some("renew its expiry or remove it".into()),
-            rule: None,
-        });
+pub fn position(text: &str, path: &str) -> Option<(u32, u32)> {
+    let root = json::parse(text).map_or(None, Some)?;
+    Some(Context::new(text).place(find(&root, path).span.start))
+}
+
+/// A document that was read, with its places.
+pub struct Reading<'t> {
+    /// The policy; `None` exactly if something is wrong with the text or its meaning.
+    pub policy: Option<Policy>,
+    /// Where the rules of the policy stand, one for each; empty without a policy.
+    pub destinations: Vec<Destination>,
+    root: Option<Node<'t>>,
+    cx: Context<'t>,
+}
+
+impl Reading<'_> {
+    /// Returns the byte at which the value at `path` begins, or the nearest one around it that is there.
+    #[must_use]
+    pub fn find(&self, path: &str) -> usize {
+        self.root.as_ref().map_or(0, |root| find(root, path).span.start)
     }
-    findings
+
+    /// Takes a finding about byte `at` of the text; its line and column are filled in.
+    pub fn add(&mut self, at: usize, finding: Finding) {
+        self.cx.add(Some(at), finding);
+    }
+
+    /// Returns everything worth saying, in the order of the text.
+    #[must_use]
+    pub fn finish(self) -> Vec<Finding> {
+        self.cx.finish()
+    }
+}
+
+/// Where a rule stands in its document.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Its path, such as `allowedDestinations[1]`.
+    pub path: String,
+    /// The byte at which it begins.
+    pub at: usize,
+    fields: governance::Places,
+}
+
+impl Destination {
+    /// Returns the path of a field of its governance and the byte at which the value begins, which may stand at the top; `None`
+    /// if it has no such field.
+    #[must_use]
+    pub fn field(&self, field: Field) -> Option<(String, usize)> {
+        let place = self.fields[field as usize]?;
+        let path = match place.inherited {
+            true => format!("governance.{}", place.key),
+            false => format!("{}.governance.{}", self.path, place.key),
+        };
+        Some((path, place.at))
+    }
+}
+
+/// Returns the value at `path`, or the nearest one around it that is there.
+fn find<'n, 't>(root: &'n Node<'t>, path: &str) -> &'n Node<'t> {
+    let mut node = root;
+    // Keys that hold a dot or a bracket are written `["so"]`; what cannot be told from a path ends the search.
+    for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
+        let step = step.trim_end_matches(']').trim_matches('"');
+        let inner = match &node.value {
+            Value::Array(items) => step.parse::<usize>().ok().and_then(|index| items.get(index)),
+            Value::Object(members) => members
+                .iter()
+                .find(|member| member.key == step || governance::field_of(&member.key) == Some(step))
+                .map(|member| &member.value),
+            _ => None,
+        };
+        match inner {
+            Some(inner) => node = inner,
+            None => break,
+        }
+    }
+    node
 }
 
 /// Fields at the top. `$schema` and `description` are for people and their editors.
@@ -130,7 +201,7 @@ const TOP: [&str; 9] = [
 const ACTIONS: [(&str, DefaultAction); 2] = [("allow", DefaultAction::Allow), ("deny", DefaultAction::Deny)];
 const MODES: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 
-fn read(cx: &mut Context<'_>, id: &NsName, root: &Slot<'_>) -> Option<Policy> {
+fn root_object(cx: &mut Context<'_>, id: &NsName, root: &Slot<'_>) -> Option<(Policy, Vec<Destination>)> {
     let fields = cx.fields(root)?;
     cx.unknown_fields(&fields, &TOP, |key| match key {
         "apiVersion" | "kind" | "metadata" | "data" => {
@@ -180,15 +251,20 @@ fn read(cx: &mut Context<'_>, id: &NsName, root: &Slot<'_>) -> Option<Policy> {
     if !cx.failed() {
         warnings::add(cx, root, &fields, default_action, cluster_dns, &entries);
     }
-    Some(Policy {
+    let (rules, destinations) = entries
+        .into_iter()
+        .map(|Entry { rule, at, path, fields, .. }| (rule, Destination { path, at, fields }))
+        .unzip();
+    let policy = Policy {
         id: PolicyId { kind: PolicyKind::ConfigMap, id: id.clone() },
         mode,
         default_action,
         selector,
         cluster_dns,
         own_node: false,
-        rules: entries.into_iter().map(|entry| entry.rule).collect(),
-    })
+        rules,
+    };
+    Some((policy, destinations))
 }
 
 fn cidrs_of(rule: &Rule) -> usize {

@@ -4,6 +4,7 @@
 //! [`cluster::Cluster`]; [`compile`] turns it into a [`compile::PolicySet`] for each pod; [`entries`] numbers the sets for
 //! the maps; [`diff`] says what to write. [`simulate`] looks a flow up as the kernel does, [`reference`] answers from the
 //! model by brute force and shares no code with any of them.
+pub mod addresses;
 pub mod changes;
 pub mod cluster;
 pub mod compile;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::json::{Member, Node, Value};
 use crate::policy::finding::{Finding, Severity};
 
-/// Findings that are listed one by one; the rest are counted.
+/// Findings of one severity that are listed one by one; the rest are counted.
 const MAX_FINDINGS: usize = 1000;
 
 /// A value and the path that leads to it.
@@ -31,9 +31,12 @@ pub(super) struct Context<'t> {
     text: &'t str,
     /// The bytes at which lines begin.
     lines: Vec<usize>,
-    /// With the byte each is about.
-    found: Vec<(usize, Finding)>,
-    left_off: usize,
+    /// With the byte each is about; `None` where it is about no place.
+    found: Vec<(Option<usize>, Finding)>,
+    /// How many errors and warnings are among them.
+    listed: [usize; 2],
+    /// How many there are beyond those.
+    left_off: [usize; 2],
     /// Takes what goes beyond [`MAX_FINDINGS`].
     spare: Finding,
     failed: bool,
@@ -42,7 +45,15 @@ pub(super) struct Context<'t> {
 impl<'t> Context<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { text, lines, found: Vec::new(), left_off: 0, spare: blank(Severity::Error), failed: false }
+        Self {
+            text,
+            lines,
+            found: Vec::new(),
+            listed: [0; 2],
+            left_off: [0; 2],
+            spare: blank(Severity::Error),
+            failed: false,
+        }
     }
 
     /// Returns whether there was an error.
@@ -66,7 +77,7 @@ impl<'t> Context<'t> {
         message: impl Into<String>,
     ) -> &mut Finding {
         self.failed = true;
-        self.add(at, Finding { path: path.into(), message: message.into(), ..blank(Severity::Error) })
+        self.add(Some(at), Finding { path: path.into(), message: message.into(), ..blank(Severity::Error) })
     }
 
     pub(super) fn warning(&mut self, slot: &Slot<'_>, message: impl Into<String>) -> &mut Finding {
@@ -79,41 +90,52 @@ impl<'t> Context<'t> {
         path: impl Into<String>,
         message: impl Into<String>,
     ) -> &mut Finding {
-        self.add(at, Finding { path: path.into(), message: message.into(), ..blank(Severity::Warning) })
+        self.add(Some(at), Finding { path: path.into(), message: message.into(), ..blank(Severity::Warning) })
     }
 
-    fn add(&mut self, at: usize, finding: Finding) -> &mut Finding {
-        if self.found.len() == MAX_FINDINGS {
-            self.left_off += 1;
+    /// Takes a finding about byte `at`. It does not make the document [failed](Self::failed).
+    pub(super) fn add(&mut self, at: Option<usize>, finding: Finding) -> &mut Finding {
+        let severity = finding.severity as usize;
+        if self.listed[severity] == MAX_FINDINGS {
+            self.left_off[severity] += 1;
             self.spare = finding;
             return &mut self.spare;
         }
+        self.listed[severity] += 1;
         &mut self.found.push_mut((at, finding)).1
     }
 
-    /// Returns the findings in the order of the text, with lines and columns.
+    /// Returns the findings in the order of the text, with lines and columns, each once.
     pub(super) fn finish(mut self) -> Vec<Finding> {
         self.found.sort_by_key(|(at, _)| *at);
-        // Columns are counted on from the finding before, so that a text of one long line is walked once.
-        let (mut line, mut counted, mut column) = (0, 0, 1);
-        let mut findings = Vec::with_capacity(self.found.len() + 1);
+        let mut findings: Vec<Finding> = Vec::with_capacity(self.found.len() + 1);
+        let mut places = Places::new(self.text, &self.lines);
+        // Those at the byte before the one that is looked at begin here.
+        let (mut same, mut before) = (0, None);
         for (at, mut finding) in std::mem::take(&mut self.found) {
-            let own_line = self.line(at);
-            if own_line != line {
-                (line, counted, column) = (own_line, self.lines[own_line - 1], 1);
+            if let Some(at) = at {
+                (finding.line, finding.column) = places.next(at);
             }
-            column += self.text[counted..at].chars().count();
-            counted = at;
-            finding.line = number(line);
-            finding.column = number(column);
-            findings.push(finding);
+            if at != before {
+                (same, before) = (findings.len(), at);
+            }
+            if !findings[same..].contains(&finding) {
+                findings.push(finding);
+            }
         }
-        if self.left_off > 0 {
-            let severity = if self.failed { Severity::Error } else { Severity::Warning };
-            let message = format!("{} more findings are not listed", self.left_off);
+        let left_off: usize = self.left_off.iter().sum();
+        if left_off > 0 {
+            let error = self.left_off[Severity::Error as usize] > 0;
+            let severity = if error { Severity::Error } else { Severity::Warning };
+            let message = format!("{left_off} more findings are not listed");
             findings.push(Finding { message, ..blank(severity) });
         }
         findings
+    }
+
+    /// Returns the line and the column of byte `at`.
+    pub(super) fn place(&self, at: usize) -> (u32, u32) {
+        Places::new(self.text, &self.lines).next(at)
     }
 
     /// Returns the fields of an object, each once; reports what is no object, fields given twice, and unknown ones.
@@ -242,6 +264,33 @@ impl<'t> Context<'t> {
     }
 }
 
+/// Turns bytes into lines and columns, from the front to the back. Columns are counted on from the place before, so that a
+/// text of one long line is walked once.
+struct Places<'a> {
+    text: &'a str,
+    lines: &'a [usize],
+    line: usize,
+    counted: usize,
+    column: usize,
+}
+
+impl<'a> Places<'a> {
+    fn new(text: &'a str, lines: &'a [usize]) -> Self {
+        Self { text, lines, line: 0, counted: 0, column: 1 }
+    }
+
+    /// Returns the line and the column of byte `at`, which is not before the last one asked for.
+    fn next(&mut self, at: usize) -> (u32, u32) {
+        let line = self.lines.partition_point(|&start| start <= at);
+        if line != self.line {
+            (self.line, self.counted, self.column) = (line, self.lines[line - 1], 1);
+        }
+        self.column += self.text[self.counted..at].chars().count();
+        self.counted = at;
+        (number(self.line), number(self.column))
+    }
+}
+
 fn blank(severity: Severity) -> Finding {
     Finding {
         severity,
@@ -294,7 +343,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Returns `text` as it may stand in a sentence: control characters escaped, a long one cut.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     const LONGEST: usize = 80;
     let mut shown = String::new();
     for (index, c) in text.chars().enumerate() {
@@ -316,7 +365,7 @@ fn is_format_control(c: char) -> bool {
 }
 
 /// Returns the candidate that is so like `word` that it was probably meant.
-pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     const LONGEST: usize = 64;
     if word.len() > LONGEST {
         return None;

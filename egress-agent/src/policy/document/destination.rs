@@ -51,6 +51,8 @@ pub(super) struct Entry {
     pub(super) path: String,
     /// Of the prefixes, where it has any.
     pub(super) places: Vec<Place>,
+    /// Of the fields of its governance.
+    pub(super) fields: governance::Places,
 }
 
 /// Reads destinations one after the other.
@@ -107,7 +109,7 @@ impl Reader<'_> {
             expires: given.expires,
             governance: given.governance,
         };
-        Some(Entry { rule, at: slot.at(), path: slot.path.clone(), places })
+        Some(Entry { rule, at: slot.at(), path: slot.path.clone(), places, fields: given.places })
     }
 
     fn name(&mut self, cx: &mut Context<'_>, slot: &Slot<'_>, fields: &Fields<'_>) -> Option<String> {

@@ -3,7 +3,7 @@
 use super::context::{Context, Fields, Slot, shown};
 use crate::policy::model::Governance;
 
-/// The names of the fields, each with other spellings that are taken.
+/// The names of the fields, each with other spellings that are taken, in the order of [`Field`](crate::policy::governance::Field).
 const FIELDS: [(&str, &[&str]); 6] = [
     ("owner", &[]),
     ("reason", &[]),
@@ -28,6 +28,20 @@ const LONGEST: usize = 1024;
 pub(super) struct Given {
     pub(super) governance: Governance,
     pub(super) expires: Option<u64>,
+    pub(super) places: Places,
+}
+
+/// Where each field stands, in the order of [`FIELDS`].
+pub(super) type Places = [Option<FieldPlace>; FIELDS.len()];
+
+/// Where the value of a field stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FieldPlace {
+    pub(super) at: usize,
+    /// The name it is given under.
+    pub(super) key: &'static str,
+    /// Whether it is inherited from the top.
+    pub(super) inherited: bool,
 }
 
 impl Given {
@@ -35,6 +49,7 @@ impl Given {
     pub(super) fn or(self, above: &Self) -> Self {
         let (own, top) = (self.governance, &above.governance);
         let either = |own: Option<String>, top: &Option<String>| own.or_else(|| top.clone());
+        let inherited = |place: FieldPlace| FieldPlace { inherited: true, ..place };
         Self {
             governance: Governance {
                 owner: either(own.owner, &top.owner),
@@ -44,6 +59,7 @@ impl Given {
                 audit_ref: either(own.audit_ref, &top.audit_ref),
             },
             expires: self.expires.or(above.expires),
+            places: std::array::from_fn(|index| self.places[index].or(above.places[index].map(inherited))),
         }
     }
 }
@@ -60,7 +76,10 @@ pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Given> {
         .flat_map(|(field, others)| std::iter::once(*field).chain(others.iter().copied()))
         .collect();
     let fields = cx.object(slot, &known)?;
-    let [owner, reason, scope, class, expiry, audit_ref] = FIELDS.map(|field| one(cx, &fields, field));
+    let given = FIELDS.map(|field| one(cx, &fields, field));
+    let place = |(key, slot): &(&'static str, Slot<'_>)| FieldPlace { at: slot.at(), key, inherited: false };
+    let places = given.each_ref().map(|field| field.as_ref().map(place));
+    let [owner, reason, scope, class, expiry, audit_ref] = given.map(|field| field.map(|(_, slot)| slot));
     Some(Given {
         governance: Governance {
             owner: owner.and_then(|slot| text(cx, &slot, "owner")),
@@ -72,15 +91,16 @@ pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Given> {
             audit_ref: audit_ref.and_then(|slot| text(cx, &slot, "auditRef")),
         },
         expires: expiry.and_then(|slot| expires(cx, &slot)),
+        places,
     })
 }
 
-/// Returns the value of a field under whichever of its names it stands; reports it if it stands under two.
+/// Returns a field, with the one of its names that is used; reports it if it stands under two.
 fn one<'a>(
     cx: &mut Context<'_>,
     fields: &Fields<'a>,
     (name, others): (&'static str, &'static [&'static str]),
-) -> Option<Slot<'a>> {
+) -> Option<(&'static str, Slot<'a>)> {
     let mut given = std::iter::once(name)
         .chain(others.iter().copied())
         .filter_map(|name| Some((name, fields.key_at(name)?, fields.get(name)?)));
@@ -89,7 +109,7 @@ fn one<'a>(
         cx.error_at(at, fields.path(other), format!("Cannot specify both {first} and {other}")).hint =
             Some(format!("both mean {name}"));
     }
-    Some(slot)
+    Some((first, slot))
 }
 
 fn text(cx: &mut Context<'_>, slot: &Slot<'_>, field: &str) -> Option<String> {

@@ -800,21 +800,60 @@ fn size_and_number_of_findings_are_bounded() {
 }
 
 #[test]
-fn expired_destinations_are_found() {
-    let policy = good(SECOND);
-    assert_eq!(expiry_findings(&policy, 1_806_537_599), []);
-    let said: Vec<String> = expiry_findings(&policy, 1_806_537_600).iter().map(Finding::to_string).collect();
-    assert_eq!(
-        said,
-        ["Expired: stripe matches nothing since 2027-04-01T00:00:00Z (allowedDestinations[0]); \
-          renew its expiry or remove it"]
-    );
+fn places_are_found_by_path() {
+    let text = "{\n \"governance\": {\"audit_ref\": \"X\"},\n \"allowedDestinations\": [\n  {\"name\": \"a\", \"cidrs\": [\"10.0.0.0/8\", \"11.0.0.0/8\"]}]}";
+    for (path, place) in [
+        ("", (1, 1)),
+        ("nothing.of.the.kind", (1, 1)),
+        ("governance.auditRef", (2, 30)),
+        ("governance.audit_ref", (2, 30)),
+        ("governance.owner", (2, 16)),
+        ("allowedDestinations", (3, 25)),
+        ("allowedDestinations[0]", (4, 3)),
+        ("allowedDestinations[0].ports", (4, 3)),
+        ("allowedDestinations[0].ports[5]", (4, 3)),
+        ("allowedDestinations[0].cidrs[1]", (4, 41)),
+        ("allowedDestinations[1]", (3, 25)),
+        ("allowedDestinations[x", (3, 25)),
+        ("]]][[[..", (1, 1)),
+    ] {
+        assert_eq!(position(text, path), Some(place), "{path}");
+    }
+    assert_eq!(position("{", ""), None, "no JSON has no places");
+}
+
+#[test]
+fn findings_of_others_stand_in_the_order_of_the_text() {
+    let text =
+        r#"{"mode": "audit", "allowedDestinations": [{"name": "a", "entity": "world"}], "description": "x"}"#;
+    let mut reading = read(&id(), text);
+    let blank = |message: &str| Finding {
+        severity: Severity::Error,
+        path: String::new(),
+        line: 0,
+        column: 0,
+        message: message.to_owned(),
+        hint: None,
+        rule: Some("R".into()),
+    };
+    for (path, message) in
+        [("description", "third"), ("mode", "first"), ("mode", "first"), ("mode", "second")]
+    {
+        let at = reading.find(path);
+        reading.add(at, blank(message));
+    }
+    assert!(reading.policy.is_some(), "findings of others are not about the meaning");
+    let said: Vec<String> = reading.finish().iter().map(Finding::to_string).collect();
+    let expected =
+        ["first (line 1 column 10) [R]", "second (line 1 column 10) [R]", "third (line 1 column 93) [R]"];
+    assert_eq!(said, expected);
 }
 
 proptest! {
     #[test]
-    fn never_panics(text in "\\PC{0,200}|[ \\n\\[\\]{}:,\"a-z0-9./*-]{0,200}") {
+    fn never_panics(text in "\\PC{0,200}|[ \\n\\[\\]{}:,\"a-z0-9./*-]{0,200}", path in "\\PC{0,20}") {
         said(&text);
+        assert_eq!(position(&text, &path).is_some(), json::parse(&text).is_ok(), "{text}");
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! The judge as a whole, and the file with its rules.
+
+use super::*;
+use crate::policy::governance::Field;
+
+/// Noon of 2026-11-22, UTC.
+const NOW: u64 = 1_795_348_800;
+
+fn judge(text: &str) -> Judgement {
+    let id = NsName::new("shop", "egress");
+    let profile = Profile::Required;
+    Rules::default().judge(&Subject { id: &id, text, old: None, profile }, NOW)
+}
+
+#[test]
+fn one_error_is_one_line() {
+    let judgement = judge(
+        "{ \"defaultAction\": \"deny\",\n  \"allowedDestinations\": [\n    {\"name\": \"a\", \"entity\": \"node\"},\n    {\"name\": \"b\",\n     \"cidr\": \"10.0.0.0/99\"}]}",
+    );
+    assert!(judgement.refused() && judgement.policy.is_none());
+    assert_eq!(
+        judgement.message().as_deref(),
+        Some(
+            "Policy validation failed: Invalid CIDR format: 10.0.0.0/99 (allowedDestinations[1].cidr, line 5 column 14); did you mean 10.0.0.0/9?"
+        )
+    );
+    let empty = judge("{}");
+    assert_eq!((empty.refused(), empty.message(), empty.warnings().count()), (false, None, 1));
+}
+
+#[test]
+fn several_errors_are_told_at_once_as_far_as_they_fit() {
+    let two = judge(r#"{"mode": "x", "clusterDns": 1}"#);
+    assert_eq!(
+        two.message().as_deref(),
+        Some(
+            "Policy validation failed: Invalid mode: x (mode, line 1 column 10); one of enforce, audit\n\
+             also: Wrong type: expected true or false, found a number (clusterDns, line 1 column 29)"
+        )
+    );
+    let many = format!("{{\"allowedDestinations\": [{}]}}", vec!["1"; 900].join(","));
+    let message = judge(&many).message().expect("it is refused");
+    assert!(message.len() <= LONGEST_MESSAGE && message.len() > LONGEST_MESSAGE - 200, "{}", message.len());
+    let (told, rest) = message.rsplit_once("\nand ").expect("it does not fit");
+    let left: usize = rest.strip_suffix(" more errors").and_then(|n| n.parse().ok()).expect("a number");
+    assert_eq!(told.lines().count() + left, 900);
+}
+
+#[test]
+fn a_long_error_is_cut_at_a_character() {
+    let finding = Finding {
+        severity: Severity::Error,
+        path: "é".repeat(4000),
+        line: 0,
+        column: 0,
+        message: "m".into(),
+        hint: None,
+        rule: None,
+    };
+    let judgement = Judgement { policy: None, findings: vec![finding.clone(), finding] };
+    let message = judgement.message().expect("it is refused");
+    assert!(message.len() <= LONGEST_MESSAGE && message.ends_with("\nand 1 more error"), "{message}");
+}
+
+#[test]
+fn governance_refuses_but_leaves_the_policy() {
+    let judgement = judge(r#"{"allowedDestinations": [{"name": "a", "awsService": "s3"}]}"#);
+    assert!(judgement.refused() && judgement.policy.is_some());
+    let rules: Vec<Option<&str>> = judgement.findings.iter().map(|finding| finding.rule.as_deref()).collect();
+    assert_eq!(rules.iter().flatten().count(), 5);
+    assert_eq!(
+        judgement.warnings().map(Finding::to_string).collect::<Vec<_>>(),
+        [
+            "Not resolved yet: a matches nothing until the addresses of the AWS service s3 are known (allowedDestinations[0], line 1 column 26)"
+        ]
+    );
+}
+
+#[test]
+fn an_old_text_that_is_broken_excuses_nothing() {
+    let id = NsName::new("shop", "egress");
+    let text = r#"{"allowedDestinations": [{"name": "a", "entity": "node"}]}"#;
+    let refused = |old| {
+        Rules::default().judge(&Subject { id: &id, text, old, profile: Profile::Required }, NOW).refused()
+    };
+    assert!(refused(None) && refused(Some("{")) && refused(Some("{}")));
+    assert!(!refused(Some(text)));
+}
+
+const RULES: &str = r#"
+# who may do what
+governance:
+  profile: required
+  allowWeaker: true
+  required: [owner, dataClassification]
+  owners: ["team-payments", "team-*"]
+  auditRef: "^(SEC|RISK)-[0-9]+$"
+  longestDays: {restricted: 10}
+  latestYear: 2050
+  refusedReasons: ["because"]
+  soonDays: 7
+policyAsCode:
+  enabled: true
+  limitMillis: 50
+cluster:
+  podCidrs: [10.0.0.0/16, "fd00::/48"]
+  environment: dev
+  approvedDestinations: ["*.example.com"]
+"#;
+
+#[test]
+fn rules_are_read_from_yaml() {
+    let rules = Rules::parse(RULES).expect("good rules");
+    let Rules { governance, policy_as_code, cluster } = &rules;
+    assert_eq!(governance.profile, Profile::Required);
+    assert_eq!(governance.required, [Field::Owner, Field::DataClassification]);
+    assert_eq!(governance.owners, ["team-payments", "team-*"]);
+    let days = &governance.longest_days;
+    assert_eq!((days.restricted, days.confidential, days.internal, days.public), (10, 90, 180, 365));
+    assert_eq!((governance.latest_year, governance.soon_days), (2050, 7));
+    assert_eq!((policy_as_code.enabled, policy_as_code.limit().as_millis()), (true, 50));
+    assert_eq!(cluster.pod_cidrs.len(), 2);
+    assert_eq!((cluster.environment.as_str(), cluster.approved_destinations.len()), ("dev", 1));
+    assert_eq!(rules.profile(Some("off")).0, Profile::Off);
+    for nothing in ["", "\n# nothing\n", "{}", "governance: {}\ncluster: {}"] {
+        let rules = Rules::parse(nothing).expect("the defaults");
+        assert_eq!(rules.governance, governance::Config::default(), "{nothing:?}");
+        assert_eq!(rules.governance.profile, Profile::Off);
+    }
+}
+
+#[test]
+fn wrong_rules_are_told_with_their_place() {
+    for (text, expected) in [
+        ("governance:\n  profil: warn\n", "rules:2:3: unknown field `profil`; did you mean profile?"),
+        (
+            "governance:\n  profile: strict\n",
+            "rules:2:12: unknown variant `strict`; one of off, warn, required",
+        ),
+        ("governance:\n  auditRef: \"(\"\n", "rules:2:13: ( is no regular expression: unclosed group"),
+        (
+            "governance:\n  longestDays: {restrictd: 3}\n",
+            "rules:2:17: unknown field `restrictd`; did you mean restricted?",
+        ),
+        ("governance:\n  longestDays: {restricted: -1}\n", "rules:2:29: expected a whole number, 0 to 65535"),
+        ("cluster:\n  podCidrs: [10.0.0.0/33]\n", "rules:2:14: expected a prefix such as 10.0.0.0/16"),
+        ("governance: [\n", "rules:1:13: expected fields"),
+        ("governance:\n  soonDays: 1\n  soonDays: 2\n", "rules:3:3: soonDays is given twice"),
+        ("- governance\n", "rules:1:1: expected fields"),
+    ] {
+        assert_eq!(Rules::parse(text).expect_err(text).to_string(), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_file_with_rules_is_named() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = folder.path().join("rules.yaml");
+    let absent = Rules::from_file(&path).expect_err("it is not there");
+    assert_eq!(absent.to_string(), format!("cannot read the rules in {}", path.display()));
+    std::fs::write(&path, "governance:\n  x: 1\n").expect("it can be written");
+    let wrong = Rules::from_file(&path).expect_err("x is nothing").to_string();
+    assert!(wrong.starts_with(&format!("{}:2:3: ", path.display())), "{wrong}");
+    std::fs::write(&path, RULES).expect("it can be written");
+    assert!(Rules::from_file(&path).is_ok());
+}

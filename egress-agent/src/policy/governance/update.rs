@@ -1,0 +1,109 @@
+//! Whether an entry is one that was there before.
+
+use std::collections::HashMap;
+
+use super::{Field, value};
+use crate::policy::{
+    addresses::Addresses,
+    model::{Effect, Mode, Peer, Policy, PortMatch, PortSpec, Ports, Rule, Unresolved},
+};
+
+/// The entries of the policy before, and what is known of those that are looked at.
+pub(super) struct Kept<'p> {
+    old: HashMap<&'p str, &'p Rule>,
+    /// The rule looked at last, by its name, and whether it is no wider.
+    last: Option<(String, bool)>,
+}
+
+impl<'p> Kept<'p> {
+    pub(super) fn new(policy: &Policy, old: Option<&'p Policy>) -> Self {
+        // A policy that comes to hold for other pods, or in earnest, opens all of its entries anew.
+        let old = old.filter(|old| {
+            (policy.selector == old.selector || old.selector.is_empty())
+                && (policy.mode == old.mode || old.mode == Mode::Enforce)
+        });
+        let rules = old.map_or(&[][..], |old| &old.rules).iter().filter(|rule| rule.effect == Effect::Allow);
+        Self { old: rules.map(|rule| (rule.name.as_str(), rule)).collect(), last: None }
+    }
+
+    /// Tells whether an entry of this name was there and reached as far, for as long.
+    pub(super) fn is_no_wider(&mut self, rule: &Rule) -> bool {
+        let Some(old) = self.old.get(rule.name.as_str()) else { return false };
+        match &self.last {
+            Some((name, known)) if *name == rule.name => *known,
+            _ => {
+                let known = is_no_wider(rule, old);
+                self.last = Some((rule.name.clone(), known));
+                known
+            }
+        }
+    }
+
+    /// Tells whether, besides, it said the same in these fields.
+    pub(super) fn is_unchanged(&mut self, rule: &Rule, fields: &[Field]) -> bool {
+        self.is_no_wider(rule)
+            && fields.iter().all(|field| value(rule, *field) == value(self.old[rule.name.as_str()], *field))
+    }
+}
+
+fn is_no_wider(new: &Rule, old: &Rule) -> bool {
+    let until = |rule: &Rule| rule.expires.unwrap_or(u64::MAX);
+    new.effect == old.effect
+        && until(new) <= until(old)
+        && ports_are_in(&new.ports, &old.ports)
+        && new.peers.iter().all(|peer| old.peers.iter().any(|old| is_in(peer, old)))
+}
+
+fn is_in(new: &Peer, old: &Peer) -> bool {
+    new == old
+        || match (new, old) {
+            (Peer::Cidrs { .. }, Peer::Cidrs { .. }) => {
+                Addresses::of_peer(new).are_in(&Addresses::of_peer(old))
+            }
+            (Peer::Unresolved(new), Peer::Unresolved(old)) => is_part(new, old),
+            _ => false,
+        }
+}
+
+fn is_part(new: &Unresolved, old: &Unresolved) -> bool {
+    // Empty means all.
+    let some = |new: &[String], old: &[String]| {
+        old.is_empty() || (!new.is_empty() && new.iter().all(|item| old.contains(item)))
+    };
+    match (new, old) {
+        (
+            Unresolved::AwsService { service, regions },
+            Unresolved::AwsService { service: other, regions: before },
+        ) => service.eq_ignore_ascii_case(other) && some(regions, before),
+        (
+            Unresolved::Cloud { provider, services, regions },
+            Unresolved::Cloud { provider: other, services: other_services, regions: before },
+        ) => provider == other && some(services, other_services) && some(regions, before),
+        (Unresolved::Domains(new), Unresolved::Domains(old)) => new.iter().all(|domain| {
+            old.iter().any(|pattern| {
+                domain == pattern || pattern.strip_prefix('*').is_some_and(|end| domain.ends_with(end))
+            })
+        }),
+        _ => false,
+    }
+}
+
+fn ports_are_in(new: &Ports, old: &Ports) -> bool {
+    match (new, old) {
+        (_, Ports::All) => true,
+        (Ports::All, Ports::List(_)) => false,
+        (Ports::List(new), Ports::List(old)) => {
+            new.iter().all(|new| old.iter().any(|old| port_is_in(new, old)))
+        }
+    }
+}
+
+/// Tells whether `outer` names every port that `inner` does.
+pub(in crate::policy) fn port_is_in(inner: &PortSpec, outer: &PortSpec) -> bool {
+    inner.protocol == outer.protocol
+        && match (&inner.port, &outer.port) {
+            (_, PortMatch::Any) => true,
+            (PortMatch::Range(from, to), PortMatch::Range(first, last)) => first <= from && to <= last,
+            (inner, outer) => inner == outer,
+        }
+}
