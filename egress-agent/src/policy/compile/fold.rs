@@ -104,13 +104,6 @@ fn mask(length: u8) -> u128 {
     u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
 }
 
-fn position(net: IpNet) -> (u128, u8) {
-    match net {
-        IpNet::V4(v4) => u32::from(v4.network()).place(v4.prefix_len()),
-        IpNet::V6(v6) => u128::from(v6.network()).place(v6.prefix_len()),
-    }
-}
-
 /// Names the addresses of an area, so that grants for the same ones share it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
@@ -277,12 +270,6 @@ impl Area<'_> {
     pub(super) fn except(&mut self, nets: impl IntoIterator<Item = IpNet>) {
         nets.into_iter().for_each(|net| self.marks.add(net, self.number, true));
     }
-}
-
-/// Returns the first and the last address of a prefix in the 128-bit space.
-pub(super) fn span(net: IpNet) -> (u128, u128) {
-    let (address, length) = position(net);
-    (address, address | !mask(length))
 }
 
 /// Host prefix of an address.

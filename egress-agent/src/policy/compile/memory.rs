@@ -14,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    fold::{self, host},
+    fold::host,
     peers::{outermost, within},
     ports::Range,
 };
@@ -96,39 +96,98 @@ impl Bag {
 pub(super) struct Front {
     pub(super) cluster_ips: Vec<IpAddr>,
     pub(super) range: Range,
-    /// Its place in [`Fronts::pairs`]; not empty.
-    pairs: ops::Range<usize>,
+    /// The family.
+    is_v4: bool,
+    /// Its place in [`Behind::pairs`]; not empty.
+    pairs: ops::Range<u32>,
+}
+
+/// All endpoints of one address family that stand behind a front. A cluster has as many as pods, so each is kept small.
+#[derive(Debug)]
+struct Behind<A> {
+    /// Addresses and the numbers of the ports there; those of one front sorted and distinct.
+    pairs: Vec<(A, u32)>,
+    /// Fronts and their pairs, in the order of the addresses.
+    by_address: Vec<(u32, u32)>,
+}
+
+impl<A> Default for Behind<A> {
+    fn default() -> Self {
+        Self { pairs: Vec::new(), by_address: Vec::new() }
+    }
+}
+
+impl<A: Copy + Ord> Behind<A> {
+    fn add(&mut self, pairs: impl Iterator<Item = (A, u32)>) -> ops::Range<u32> {
+        let start = number(self.pairs.len());
+        self.pairs.extend(pairs);
+        start..number(self.pairs.len())
+    }
+
+    fn finish<'a>(&mut self, fronts: impl Iterator<Item = (u32, &'a Front)>) {
+        self.pairs.shrink_to_fit();
+        self.by_address.reserve_exact(self.pairs.len());
+        for (front, one) in fronts {
+            self.by_address.extend(one.pairs.clone().map(|pair| (front, pair)));
+        }
+        let pairs = &self.pairs;
+        self.by_address.sort_unstable_by_key(|(front, pair)| (pairs[*pair as usize].0, *front, *pair));
+    }
+
+    /// Returns fronts and pairs with an address from `first` to `last`.
+    fn between(&self, first: A, last: A) -> &[(u32, u32)] {
+        let at = |(_, pair): &(u32, u32)| self.pairs[*pair as usize].0;
+        let from = self.by_address.partition_point(|endpoint| at(endpoint) < first);
+        let count = self.by_address[from..].partition_point(|endpoint| at(endpoint) <= last);
+        &self.by_address[from..from + count]
+    }
 }
 
 /// All ClusterIP ports that have something behind them.
 #[derive(Debug, Default)]
 pub(super) struct Fronts {
     fronts: Vec<Front>,
-    /// Endpoint addresses and ports there; those of one front sorted and distinct.
-    pairs: Vec<(IpAddr, Range)>,
-    /// Fronts and their pairs, in the order of the addresses.
-    by_address: Vec<(u32, u32)>,
+    /// Which ports endpoints have: few of very many differ.
+    targets: Vec<Range>,
+    v4: Behind<u32>,
+    /// In octets, which unlike a number can stand anywhere.
+    v6: Behind<[u8; 16]>,
 }
 
 impl Fronts {
-    /// Adds a front. Its number is how many there were before.
-    pub(super) fn add(&mut self, cluster_ips: Vec<IpAddr>, range: Range, pairs: &[(IpAddr, Range)]) {
-        let start = self.pairs.len();
-        self.pairs.extend_from_slice(pairs);
-        self.fronts.push(Front { cluster_ips, range, pairs: start..self.pairs.len() });
-    }
-
-    /// Must be called once all are added.
-    pub(super) fn finish(&mut self) {
-        self.fronts.shrink_to_fit();
-        self.pairs.shrink_to_fit();
-        self.by_address.reserve_exact(self.pairs.len());
-        let number = |place: usize| u32::try_from(place).expect("fewer than 2^32 endpoints fit into memory");
-        for (front, one) in self.fronts.iter().enumerate() {
-            self.by_address.extend(one.pairs.clone().map(|pair| (number(front), number(pair))));
+    /// Returns all of them: ClusterIPs of one family, their port, and the endpoints of that family behind it, sorted, distinct, and at
+    /// least one.
+    pub(super) fn new(all: impl Iterator<Item = (Vec<IpAddr>, Range, Vec<(IpAddr, Range)>)>) -> Self {
+        let mut fronts = Self::default();
+        let mut numbers: HashMap<Range, u32> = HashMap::new();
+        for (cluster_ips, range, pairs) in all {
+            let Self { targets, v4, v6, .. } = &mut fronts;
+            let mut target = |target: Range| {
+                *numbers.entry(target).or_insert_with(|| {
+                    targets.push(target);
+                    number(targets.len() - 1)
+                })
+            };
+            let is_v4 = pairs[0].0.is_ipv4();
+            let pairs = if is_v4 {
+                v4.add(pairs.iter().filter_map(|(address, ports)| match address {
+                    IpAddr::V4(v4) => Some((u32::from(*v4), target(*ports))),
+                    IpAddr::V6(_) => None,
+                }))
+            } else {
+                v6.add(pairs.iter().filter_map(|(address, ports)| match address {
+                    IpAddr::V6(v6) => Some((v6.octets(), target(*ports))),
+                    IpAddr::V4(_) => None,
+                }))
+            };
+            fronts.fronts.push(Front { cluster_ips, range, is_v4, pairs });
         }
-        let pairs = &self.pairs;
-        self.by_address.sort_unstable_by_key(|(front, pair)| (place(pairs[*pair as usize].0), *front, *pair));
+        let Self { fronts: all, v4, v6, .. } = &mut fronts;
+        all.shrink_to_fit();
+        let of = |is_v4: bool| (0..).zip(all.iter()).filter(move |(_, front)| front.is_v4 == is_v4);
+        v4.finish(of(true));
+        v6.finish(of(false));
+        fronts
     }
 
     pub(super) fn get(&self, front: u32) -> &Front {
@@ -136,29 +195,52 @@ impl Fronts {
     }
 
     /// Returns the endpoints behind a front.
-    pub(super) fn pairs(&self, front: u32) -> &[(IpAddr, Range)] {
-        &self.pairs[self.get(front).pairs.clone()]
+    pub(super) fn pairs(&self, front: u32) -> impl ExactSizeIterator<Item = (IpAddr, Range)> {
+        let Front { is_v4, pairs, .. } = self.get(front);
+        (pairs.start as usize..pairs.end as usize)
+            .map(|pair| if *is_v4 { self.v4_pair(pair) } else { self.v6_pair(pair) })
     }
 
-    /// Returns the endpoints with a place from `first` to `last` in the 128-bit space: front, address, ports.
-    pub(super) fn between(
-        &self,
-        first: u128,
-        last: u128,
-    ) -> impl ExactSizeIterator<Item = (u32, IpAddr, Range)> {
-        let at = |(_, pair): &(u32, u32)| place(self.pairs[*pair as usize].0);
-        let from = self.by_address.partition_point(|endpoint| at(endpoint) < first);
-        let count = self.by_address[from..].partition_point(|endpoint| at(endpoint) <= last);
-        self.by_address[from..from + count].iter().map(|(front, pair)| {
-            let (address, range) = self.pairs[*pair as usize];
+    fn v4_pair(&self, pair: usize) -> (IpAddr, Range) {
+        let (address, target) = self.v4.pairs[pair];
+        (IpAddr::V4(address.into()), self.targets[target as usize])
+    }
+
+    fn v6_pair(&self, pair: usize) -> (IpAddr, Range) {
+        let (address, target) = self.v6.pairs[pair];
+        (IpAddr::V6(address.into()), self.targets[target as usize])
+    }
+
+    fn within(&self, net: IpNet) -> &[(u32, u32)] {
+        match net {
+            IpNet::V4(net) => self.v4.between(net.network().into(), net.broadcast().into()),
+            IpNet::V6(net) => self.v6.between(net.network().octets(), net.broadcast().octets()),
+        }
+    }
+
+    /// Returns how many endpoints there are in a prefix, of its family.
+    pub(super) fn count(&self, net: IpNet) -> usize {
+        self.within(net).len()
+    }
+
+    /// Returns the fronts of the endpoints at one address.
+    fn at(&self, address: IpAddr) -> impl Iterator<Item = u32> {
+        self.within(host(address)).iter().map(|(front, _)| *front)
+    }
+
+    /// Returns the endpoints in a prefix, of its family: front, address, ports.
+    pub(super) fn between(&self, net: IpNet) -> impl Iterator<Item = (u32, IpAddr, Range)> {
+        let is_v4 = net.addr().is_ipv4();
+        self.within(net).iter().map(move |(front, pair)| {
+            let (address, range) =
+                if is_v4 { self.v4_pair(*pair as usize) } else { self.v6_pair(*pair as usize) };
             (*front, address, range)
         })
     }
 }
 
-/// Returns the place of an address in the 128-bit space.
-fn place(address: IpAddr) -> u128 {
-    fold::span(host(address)).0
+fn number(place: usize) -> u32 {
+    u32::try_from(place).expect("fewer than 2^32 endpoints fit into memory")
 }
 
 /// What chooses pods: the selectors and the side they are asked from.
@@ -221,7 +303,7 @@ impl Chosen {
         self.whole.get_or_init(|| {
             let mut here: BTreeMap<u32, usize> = BTreeMap::new();
             for address in self.addresses.iter() {
-                for (front, _, _) in fronts.between(place(address), place(address)) {
+                for front in fronts.at(address) {
                     *here.entry(front).or_default() += 1;
                 }
             }
@@ -240,8 +322,8 @@ impl Chosen {
         };
         let Some(whole) = self.whole.get_mut() else { return };
         for address in before.iter().chain(after.iter()) {
-            for (front, _, _) in fronts.between(place(address), place(address)) {
-                if fronts.pairs(front).iter().all(|(address, _)| self.addresses.contains(*address)) {
+            for front in fronts.at(address) {
+                if fronts.pairs(front).all(|(address, _)| self.addresses.contains(address)) {
                     whole.insert(front);
                 } else {
                     whole.remove(&front);

@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    fold::{self, Grants, Key, Origin, host},
+    fold::{Grants, Key, Origin, host},
     memory::{Choice, Chosen, Fronts, Memory, World},
     ports::{self, Range},
 };
@@ -185,17 +185,11 @@ impl<'a> Directory<'a> {
         net: IpNet,
         except: &[IpNet],
     ) {
-        let (first, last) = fold::span(net);
-        let endpoints = self.fronts().between(first, last);
-        if !grants.spend(LOOK_STEPS * (1 + endpoints.len() as u64)) {
+        if !grants.spend(LOOK_STEPS * (1 + self.fronts().count(net) as u64)) {
             return;
         }
-        for (front, address, target) in endpoints {
-            // IPv4's room lies inside the wide prefixes of IPv6.
-            if address.is_ipv4() == net.addr().is_ipv4()
-                && ports::touches(ranges, target)
-                && !within(except, address)
-            {
+        for (front, address, target) in self.fronts().between(net) {
+            if ports::touches(ranges, target) && !within(except, address) {
                 fronts.insert(front);
             }
         }
@@ -226,33 +220,27 @@ impl<'a> Directory<'a> {
 
     fn fronts(&self) -> &Fronts {
         self.memory.fronts.get_or_init(|| {
-            let mut fronts = Fronts::default();
-            for (name, service) in &self.cluster.services {
-                if service.cluster_ips.is_empty() {
-                    continue;
-                }
-                for port in &service.ports {
-                    let mut pairs: Vec<(IpAddr, Range)> = Vec::new();
-                    for slice in self.slices(&name.namespace, &name.name) {
-                        for behind in ports::behind(port, slice) {
-                            let target = ports::target(port.protocol, behind.port);
-                            pairs.extend(slice.addresses.iter().map(|ip| (ip.to_canonical(), target)));
-                        }
-                    }
-                    pairs.sort_unstable();
-                    pairs.dedup();
-                    let (v4, v6) = pairs.split_at(pairs.partition_point(|(ip, _)| ip.is_ipv4()));
-                    for (is_v4, pairs) in [(true, v4), (false, v6)] {
-                        let ips = service.cluster_ips.iter().map(|ip| ip.to_canonical());
-                        let cluster_ips: Vec<IpAddr> = ips.filter(|ip| ip.is_ipv4() == is_v4).collect();
-                        if !cluster_ips.is_empty() && !pairs.is_empty() {
-                            fronts.add(cluster_ips, ports::single(port.protocol, port.port), pairs);
-                        }
+            let with_ip = self.cluster.services.iter().filter(|(_, service)| !service.cluster_ips.is_empty());
+            let ports = with_ip
+                .flat_map(|(name, service)| service.ports.iter().map(move |port| (name, service, port)));
+            Fronts::new(ports.flat_map(|(name, service, port)| {
+                let mut pairs: Vec<(IpAddr, Range)> = Vec::new();
+                for slice in self.slices(&name.namespace, &name.name) {
+                    for behind in ports::behind(port, slice) {
+                        let target = ports::target(port.protocol, behind.port);
+                        pairs.extend(slice.addresses.iter().map(|ip| (ip.to_canonical(), target)));
                     }
                 }
-            }
-            fronts.finish();
-            fronts
+                pairs.sort_unstable();
+                pairs.dedup();
+                let v6 = pairs.split_off(pairs.partition_point(|(ip, _)| ip.is_ipv4()));
+                [(true, pairs), (false, v6)].into_iter().filter_map(|(is_v4, pairs)| {
+                    let ips = service.cluster_ips.iter().map(|ip| ip.to_canonical());
+                    let cluster_ips: Vec<IpAddr> = ips.filter(|ip| ip.is_ipv4() == is_v4).collect();
+                    let here = !cluster_ips.is_empty() && !pairs.is_empty();
+                    here.then(|| (cluster_ips, ports::single(port.protocol, port.port), pairs))
+                })
+            }))
         })
     }
 
@@ -308,13 +296,13 @@ impl<'a> Directory<'a> {
             if !grants.spend(LOOK_STEPS * pairs as u64) {
                 return;
             }
-            let allows = |(address, target): &(IpAddr, Range)| {
-                ports::covers(&numeric, *target) || {
-                    let named = named.at(*address);
-                    !named.is_empty() && ports::covers(&ports::normalize([named, &numeric].concat()), *target)
+            let allows = |(address, target): (IpAddr, Range)| {
+                ports::covers(&numeric, target) || {
+                    let named = named.at(address);
+                    !named.is_empty() && ports::covers(&ports::normalize([named, &numeric].concat()), target)
                 }
             };
-            fronts.extend(whole.iter().filter(|front| self.fronts().pairs(**front).iter().all(allows)));
+            fronts.extend(whole.iter().filter(|front| self.fronts().pairs(**front).all(allows)));
         }
         self.add_fronts(grants, origin, &fronts);
     }
