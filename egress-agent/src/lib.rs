@@ -12,3 +12,4 @@ pub mod kernel;
 pub mod policy;
 pub mod telemetry;
 pub mod watch;
+pub mod webhook;

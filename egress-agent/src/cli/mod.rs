@@ -5,6 +5,7 @@ pub mod explain;
 pub mod status;
 pub mod unload;
 pub mod validate;
+pub mod webhook;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,8 @@ pub struct Cli {
 enum Command {
     /// Enforce policies on this node's pods
     Agent(Box<agent::Arguments>),
+    /// Tell the API server which policies may be written
+    Webhook(Box<webhook::Arguments>),
     /// Say how this node's agent does: its pods, their policies, what is degraded
     Status(status::Arguments),
     /// Say what the policies say about flows, and why
@@ -43,7 +46,11 @@ enum Command {
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
-        Command::Agent(arguments) => agent::run(&arguments),
+        Command::Agent(arguments) => {
+            abort_on_panic();
+            agent::run(&arguments)
+        }
+        Command::Webhook(arguments) => webhook::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
@@ -53,4 +60,16 @@ pub fn run(cli: Cli) -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::from(COULD_NOT_RUN)
     })
+}
+
+/// Has a panic end the process at once.
+///
+/// The build unwinds, because the webhook must refuse a policy whose judgement panics, and go on. The agent is another matter: what
+/// is half done there is nothing to build on, and the kernel enforces while it starts again.
+fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }

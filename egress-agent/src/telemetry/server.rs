@@ -343,7 +343,7 @@ enum Phase {
 /// A connection that fails when the client is slower than the limits.
 ///
 /// The limit is one for a whole request or answer: a client that sends or reads a byte now and then gains no time.
-struct Connection<S> {
+pub(crate) struct Connection<S> {
     stream: S,
     limits: Limits,
     phase: Phase,
@@ -354,7 +354,7 @@ struct Connection<S> {
 }
 
 impl<S> Connection<S> {
-    fn new(stream: S, place: OwnedSemaphorePermit, limits: Limits) -> Self {
+    pub(crate) fn new(stream: S, place: OwnedSemaphorePermit, limits: Limits) -> Self {
         let deadline = Box::pin(tokio::time::sleep(limits.request));
         Self { stream, limits, phase: Phase::Request, deadline, _place: place }
     }

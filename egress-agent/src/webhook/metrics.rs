@@ -1,0 +1,141 @@
+//! What the webhook counts.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{namespaces::Namespaces, review::Verdict, served::Served};
+use crate::telemetry::metrics::{Description, Family, Histogram, Kind, Sample, Value};
+
+const REQUESTS: Description = Description {
+    name: "egress_admission_requests",
+    help: "Requests to validate a policy, by what became of them: allowed, refused, ignored for not being about a policy, invalid, or failed.",
+    kind: Kind::Counter,
+    unit: None,
+};
+const SECONDS: Description = Description {
+    name: "egress_admission_seconds",
+    help: "Time from the head of a request to its answer.",
+    kind: Kind::Histogram,
+    unit: Some("seconds"),
+};
+const HANDSHAKES: Description = Description {
+    name: "egress_webhook_handshake_failures",
+    help: "Connections that ended during the TLS handshake, as when a client does not trust the certificate.",
+    kind: Kind::Counter,
+    unit: None,
+};
+const EXPIRY: Description = Description {
+    name: "egress_webhook_certificate_expiry_timestamp_seconds",
+    help: "When the certificate that is shown ends, in seconds since 1970.",
+    kind: Kind::Gauge,
+    unit: Some("seconds"),
+};
+const RELOADS: Description = Description {
+    name: "egress_webhook_certificate_reloads",
+    help: "Times another certificate was to be shown from then on, by whether it could be.",
+    kind: Kind::Counter,
+    unit: None,
+};
+const KEEPING: Description = Description {
+    name: "egress_webhook_certificate_failures",
+    help: "Times the certificates could not be kept: read, made, written, or told to the API server.",
+    kind: Kind::Counter,
+    unit: None,
+};
+const NAMESPACES: Description = Description {
+    name: "egress_webhook_namespaces",
+    help: "Namespaces that are known.",
+    kind: Kind::Gauge,
+    unit: None,
+};
+const INTERRUPTIONS: Description = Description {
+    name: "egress_webhook_watch_interruptions",
+    help: "Times the watch of namespaces was interrupted.",
+    kind: Kind::Counter,
+    unit: None,
+};
+
+/// Up to what the API server waits.
+const BOUNDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+/// What is counted of requests.
+#[derive(Debug)]
+pub struct Counts {
+    verdicts: [AtomicU64; Verdict::ALL.len()],
+    seconds: Histogram,
+    handshakes: AtomicU64,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self { verdicts: Default::default(), seconds: Histogram::new(BOUNDS), handshakes: AtomicU64::new(0) }
+    }
+}
+
+impl Counts {
+    /// Counts a request.
+    pub fn count(&self, verdict: Verdict, took: Duration) {
+        let place = Verdict::ALL.iter().position(|one| *one == verdict).expect("all are in it");
+        self.verdicts[place].fetch_add(1, Ordering::Relaxed);
+        self.seconds.observe(took);
+    }
+
+    /// Counts a connection that ended during the handshake.
+    pub fn handshake_failed(&self) {
+        self.handshakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many requests ended like this.
+    #[must_use]
+    pub fn of(&self, verdict: Verdict) -> u64 {
+        let place = Verdict::ALL.iter().position(|one| *one == verdict).expect("all are in it");
+        self.verdicts[place].load(Ordering::Relaxed)
+    }
+}
+
+/// Where the numbers of a scrape come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// Of requests.
+    pub counts: Arc<Counts>,
+    /// Of the certificate.
+    pub served: Arc<Served>,
+    /// Of namespaces.
+    pub namespaces: Arc<Namespaces>,
+    /// Rounds in which the certificates could not be kept.
+    pub troubles: Arc<AtomicU64>,
+}
+
+impl Sources {
+    /// Returns all families.
+    #[must_use]
+    pub fn families(&self) -> Vec<Family> {
+        let labelled = |label, word: &str, value| Sample {
+            labels: vec![(label, word.to_owned())],
+            value: Value::Whole(value),
+        };
+        let verdicts = Verdict::ALL
+            .iter()
+            .map(|&verdict| labelled("verdict", verdict.as_str(), self.counts.of(verdict)))
+            .collect();
+        let (good, bad) = self.served.reloads();
+        let (namespaces, interruptions) = self.namespaces.counts();
+        let mut families = vec![
+            REQUESTS.family(verdicts),
+            SECONDS.single(Value::Histogram(self.counts.seconds.snapshot())),
+            HANDSHAKES.single(Value::Whole(self.counts.handshakes.load(Ordering::Relaxed))),
+            RELOADS.family(vec![labelled("result", "good", good), labelled("result", "failed", bad)]),
+            KEEPING.single(Value::Whole(self.troubles.load(Ordering::Relaxed))),
+            NAMESPACES.single(Value::Whole(namespaces as u64)),
+            INTERRUPTIONS.single(Value::Whole(interruptions)),
+        ];
+        // Without a certificate there is no series: a zero would look like one that ended long ago.
+        families.extend(self.served.expires().map(|expires| EXPIRY.single(Value::Whole(expires))));
+        families
+    }
+}
