@@ -10,9 +10,10 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    apps::v1::DaemonSet,
-    core::v1::{Container, PodSpec, Probe},
-    rbac::v1::{ClusterRole, PolicyRule},
+    admissionregistration::v1::ValidatingWebhookConfiguration,
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::{Container, Namespace, PodSpec, Probe, Service},
+    rbac::v1::{ClusterRole, PolicyRule, Role},
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -69,7 +70,7 @@ fn help(subcommand: &str) -> String {
 
 #[test]
 fn the_agent_knows_every_flag_and_variable_it_is_given() {
-    let help = help("agent");
+    let (help, webhook) = (help("agent"), help("webhook"));
     let container = container();
     assert_eq!(container.command.expect("it names its program"), ["egress-agent"]);
     let arguments = container.args.expect("it has arguments");
@@ -82,8 +83,8 @@ fn the_agent_knows_every_flag_and_variable_it_is_given() {
         // Comments count: they tell people what to set.
         let words = text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
         for variable in words.filter(|word| word.starts_with("EGRESS_")) {
-            let known = help.contains(&format!("{variable}="));
-            assert!(known, "{}: the agent does not read {variable}", path.display());
+            let known = [&help, &webhook].iter().any(|help| help.contains(&format!("{variable}=")));
+            assert!(known, "{}: nothing reads {variable}", path.display());
         }
     }
 }
@@ -221,6 +222,152 @@ fn the_agent_may_list_and_watch_and_write_events() {
         rule("discovery.k8s.io", &["endpointslices"], &watch),
         rule("networking.k8s.io", &["networkpolicies"], &watch),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
+    ];
+    assert_eq!(role.rules.expect("it has rules"), wanted);
+}
+
+#[test]
+fn the_rules_that_ship_can_be_read() {
+    let path = deploy().join("components/webhook/rules.yaml");
+    let rules = egress_agent::check::Rules::from_file(&path).expect("they are right");
+    assert_eq!(rules.governance.profile, egress_agent::policy::governance::Profile::Warn);
+    let env = webhook_pod().containers.remove(0).env.expect("it has variables");
+    let named =
+        env.iter().find(|variable| variable.name == "EGRESS_RULES").and_then(|one| one.value.as_deref());
+    assert_eq!(named, Some("/etc/egress/rules.yaml"), "where the volume is mounted, the file's own name");
+}
+
+/// The object of this kind in a file of the webhook's component.
+fn of_webhook<T: serde::de::DeserializeOwned>(file: &str, kind: &str) -> T {
+    let text = read(&deploy().join("components/webhook").join(file));
+    let line = format!("\nkind: {kind}\n");
+    let document = text.split("\n---\n").find(|document| format!("\n{document}").contains(&line));
+    serde_saphyr::from_str(document.unwrap_or_else(|| panic!("{file} has a {kind}"))).expect("it can be read")
+}
+
+fn webhook_pod() -> PodSpec {
+    let deployment: Deployment = of_webhook("deployment.yaml", "Deployment");
+    deployment.spec.expect("it has a spec").template.spec.expect("its template has a spec")
+}
+
+#[test]
+fn the_webhook_has_no_privileges() {
+    let pod = webhook_pod();
+    assert_eq!((pod.host_network, pod.host_pid, pod.host_ipc), (None, None, None));
+    let security = pod.security_context.expect("it has a security context");
+    assert_eq!((security.run_as_non_root, security.run_as_user), (Some(true), Some(65532)));
+    assert_eq!(security.seccomp_profile.map(|profile| profile.type_).as_deref(), Some("RuntimeDefault"));
+    assert_eq!(pod.containers.len(), 1);
+    let security = pod.containers[0].security_context.as_ref().expect("it has a security context");
+    assert_eq!(security.privileged, Some(false));
+    assert_eq!(security.allow_privilege_escalation, Some(false));
+    assert_eq!(security.read_only_root_filesystem, Some(true));
+    let capabilities = security.capabilities.as_ref().expect("it says which capabilities");
+    assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]));
+    assert_eq!(capabilities.add, None);
+    let volumes = pod.volumes.expect("it has its rules");
+    assert!(volumes.iter().all(|volume| volume.config_map.is_some()), "it needs no files of the host");
+    assert_eq!(volumes.len(), 1);
+    let namespace: Namespace = of_webhook("namespace.yaml", "Namespace");
+    let labels = namespace.metadata.labels.expect("it has labels");
+    assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
+    let limits = pod.containers[0].resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    assert!(!limits.expect("it has limits").contains_key("cpu"), "a CPU limit delays every policy");
+}
+
+#[test]
+fn the_webhook_is_asked_where_it_listens_and_by_the_name_it_has() {
+    let container = webhook_pod().containers.remove(0);
+    assert_eq!(container.args.as_deref(), Some(&["webhook".to_owned()][..]));
+    let env = container.env.as_ref().expect("it has variables");
+    let port = |name: &str| -> i32 {
+        let value =
+            env.iter().find(|variable| variable.name == name).and_then(|variable| variable.value.as_ref());
+        let address: SocketAddr = value.expect("it has a value").parse().expect("an address and port");
+        assert!(address.ip().is_unspecified(), "both families");
+        address.port().into()
+    };
+    let ports = container.ports.as_ref().expect("it names its ports");
+    let named = |name: &str| {
+        ports
+            .iter()
+            .find(|port| port.name.as_deref() == Some(name))
+            .expect("the port has a name")
+            .container_port
+    };
+    assert_eq!(named("https"), port("EGRESS_WEBHOOK_LISTEN"));
+    assert_eq!(named("metrics"), port("EGRESS_WEBHOOK_TELEMETRY"));
+    for (probe, path) in [(&container.readiness_probe, "/readyz"), (&container.liveness_probe, "/healthz")] {
+        let get = probe.as_ref().and_then(|probe| probe.http_get.as_ref()).expect("a request");
+        assert_eq!(
+            (get.path.as_deref(), &get.port),
+            (Some(path), &IntOrString::String("metrics".to_owned()))
+        );
+    }
+    let service: Service = of_webhook("deployment.yaml", "Service");
+    let own = service.spec.and_then(|spec| spec.ports).expect("it has ports").remove(0);
+    assert_eq!((own.port, own.target_port), (443, Some(IntOrString::String("https".to_owned()))));
+    let configuration: ValidatingWebhookConfiguration =
+        of_webhook("validation.yaml", "ValidatingWebhookConfiguration");
+    let mut webhooks = configuration.webhooks.expect("it has webhooks");
+    assert_eq!(webhooks.len(), 1);
+    let webhook = webhooks.remove(0);
+    let asked = webhook.client_config.service.expect("a Service is asked");
+    assert_eq!((&asked.name, &asked.namespace), (&"egress-webhook".to_owned(), &"egress-webhook".to_owned()));
+    assert_eq!((asked.path.as_deref(), asked.port), (Some("/validate"), Some(443)));
+    // What the flags say without a word of the manifests.
+    let help = help("webhook");
+    for default in [
+        "[default: egress-agent]",
+        "[default: egress-webhook]",
+        "[default: egress-webhook-certificates]",
+        "[default: 4s]",
+    ] {
+        assert!(help.contains(default), "{default}");
+    }
+    assert_eq!(configuration.metadata.name.as_deref(), Some("egress-agent"));
+    assert_eq!(service.metadata.name.as_deref(), Some("egress-webhook"));
+    assert_eq!((webhook.failure_policy.as_deref(), webhook.timeout_seconds), (Some("Fail"), Some(5)));
+    assert_eq!(
+        (webhook.side_effects.as_str(), webhook.match_policy.as_deref()),
+        ("None", Some("Equivalent"))
+    );
+    let labels = |selector: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>| {
+        selector.and_then(|selector| selector.match_labels).expect("it selects by label")
+    };
+    assert_eq!(labels(webhook.object_selector)["egress-controller"], "managed");
+    let excluded =
+        webhook.namespace_selector.as_ref().and_then(|selector| selector.match_expressions.as_ref());
+    let excluded = excluded.and_then(|list| list[0].values.clone()).expect("some are left out");
+    assert_eq!(excluded, ["kube-system", "egress-agent", "egress-webhook"]);
+    assert_eq!(labels(webhook.namespace_selector)["egress-validation"], "enabled");
+}
+
+#[test]
+fn the_webhook_may_do_what_it_needs_and_no_more() {
+    let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
+    let rule = |group: &str, resource: &str, names: &[&str], verbs: &[&str]| PolicyRule {
+        api_groups: Some(own(&[group])),
+        resources: Some(own(&[resource])),
+        resource_names: (!names.is_empty()).then(|| own(names)),
+        verbs: own(verbs),
+        ..PolicyRule::default()
+    };
+    let role: Role = of_webhook("rbac.yaml", "Role");
+    let wanted = [
+        rule("", "secrets", &["egress-webhook-certificates"], &["get", "list", "watch", "update"]),
+        rule("", "secrets", &[], &["create"]),
+    ];
+    assert_eq!(role.rules.expect("it has rules"), wanted);
+    let role: ClusterRole = of_webhook("rbac.yaml", "ClusterRole");
+    let wanted = [
+        rule("", "namespaces", &[], &["list", "watch"]),
+        rule(
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
+            &["egress-agent"],
+            &["get", "patch"],
+        ),
     ];
     assert_eq!(role.rules.expect("it has rules"), wanted);
 }

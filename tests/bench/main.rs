@@ -14,6 +14,7 @@ mod room;
 mod scale;
 mod scene;
 mod sockets;
+mod webhook;
 
 use std::{env, fs, path::PathBuf};
 
@@ -29,11 +30,12 @@ static HEAP: Counting = Counting::new();
 type Section = (&'static str, fn(&Room, &Effort, &mut Report) -> Result<()>);
 
 /// In the order of the page. Those with an agent come last, since they move this process into a mount namespace of its own.
-const SECTIONS: [Section; 7] = [
+const SECTIONS: [Section; 8] = [
     ("datapath", datapath::run),
     ("sockets", sockets::run),
     ("control", control::run),
     ("memory", memory::run),
+    ("webhook", webhook::run),
     ("agent", agent::run),
     ("kube", kube::run),
     ("large", large::run),

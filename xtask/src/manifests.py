@@ -13,6 +13,74 @@ import yaml
 
 # What we use of kinds that are custom resources, and what their definitions require. Extend it with what is used.
 OTHERS = {
+    ("cert-manager.io/v1", "Issuer"): {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "additionalProperties": False,
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name", "namespace"]},
+            "spec": {
+                "type": "object",
+                "additionalProperties": False,
+                "minProperties": 1,
+                "maxProperties": 1,
+                "properties": {
+                    "selfSigned": {"type": "object", "additionalProperties": False},
+                    "ca": {
+                        "type": "object",
+                        "required": ["secretName"],
+                        "additionalProperties": False,
+                        "properties": {"secretName": {"type": "string"}},
+                    },
+                },
+            },
+        },
+    },
+    ("cert-manager.io/v1", "Certificate"): {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "additionalProperties": False,
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name", "namespace"]},
+            "spec": {
+                "type": "object",
+                "required": ["secretName", "issuerRef"],
+                "additionalProperties": False,
+                "properties": {
+                    "secretName": {"type": "string"},
+                    "issuerRef": {
+                        "type": "object",
+                        "required": ["name"],
+                        "additionalProperties": False,
+                        "properties": {
+                            "group": {"type": "string"},
+                            "kind": {"enum": ["Issuer", "ClusterIssuer"]},
+                            "name": {"type": "string"},
+                        },
+                    },
+                    "commonName": {"type": "string", "maxLength": 64},
+                    "isCA": {"type": "boolean"},
+                    "dnsNames": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                    "duration": {"type": "string", "pattern": "^[0-9]+h$"},
+                    "renewBefore": {"type": "string", "pattern": "^[0-9]+h$"},
+                    "privateKey": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {
+                            "algorithm": {"enum": ["RSA", "ECDSA", "Ed25519"]},
+                            "size": {"type": "integer"},
+                            "rotationPolicy": {"enum": ["Never", "Always"]},
+                        },
+                    },
+                    "usages": {"type": "array", "items": {"enum": ["digital signature", "server auth"]}},
+                },
+            },
+        },
+    },
     ("monitoring.coreos.com/v1", "PodMonitor"): {
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],

@@ -83,11 +83,14 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Outcome> {
         Ok::<String, anyhow::Error>(text)
     };
     let bases: Vec<String> = deploy.bases.iter().map(|base| render(base)).collect::<Result<_>>()?;
+    let mut seen = bases;
     for overlay in overlays(&deploy, &work.join("overlays"))? {
         // A patch whose target is not there changes nothing, and kustomize says nothing.
-        if render(&overlay)? == bases[0] {
+        let text = render(&overlay)?;
+        if seen.contains(&text) {
             bail!("component {} changes nothing", name(&overlay));
         }
+        seen.push(text);
     }
     let script = workspace.root.join("xtask").join("src").join("manifests.py");
     process::run(Command::new(python).arg(script).arg(RELEASE).args(&files))?;
@@ -143,11 +146,17 @@ impl Deploy {
 }
 
 /// Writes kustomizations that use each component, and all of them together, with the first base.
+///
+/// A component whose name begins with another's and a dash, as `webhook-cert-manager`, changes that one, and is used after it.
 fn overlays(deploy: &Deploy, work: &Path) -> Result<Vec<PathBuf>> {
-    let mut sets: Vec<(String, &[PathBuf])> =
-        deploy.components.iter().map(|one| (name(one), std::slice::from_ref(one))).collect();
+    let with_what_it_changes = |one: &PathBuf| {
+        let own = name(one);
+        let is_used = |other: &&PathBuf| own == name(other) || own.starts_with(&format!("{}-", name(other)));
+        (own.clone(), deploy.components.iter().filter(is_used).cloned().collect())
+    };
+    let mut sets: Vec<(String, Vec<PathBuf>)> = deploy.components.iter().map(with_what_it_changes).collect();
     if deploy.components.len() > 1 {
-        sets.push(("all-components".to_owned(), &deploy.components));
+        sets.push(("all-components".to_owned(), deploy.components.clone()));
     }
     let mut overlays = Vec::new();
     for (name, components) in sets {
@@ -157,7 +166,7 @@ fn overlays(deploy: &Deploy, work: &Path) -> Result<Vec<PathBuf>> {
             "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n".to_owned();
         text += &format!("  - {}\ncomponents:\n", relative(&folder, &deploy.bases[0])?);
         for component in components {
-            text += &format!("  - {}\n", relative(&folder, component)?);
+            text += &format!("  - {}\n", relative(&folder, &component)?);
         }
         let file = folder.join(KUSTOMIZATION);
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;

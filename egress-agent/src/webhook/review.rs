@@ -180,7 +180,7 @@ pub struct Review {
 #[derive(Debug)]
 enum What {
     /// A ConfigMap with the label, and the one before it, if that had the label, too.
-    Policy { new: ConfigMap, old: Option<ConfigMap> },
+    Policy { new: Box<ConfigMap>, old: Option<ConfigMap> },
     /// A ConfigMap that had the label and is to have it no longer.
     Released,
     /// Nothing of ours.
@@ -230,10 +230,10 @@ impl Review {
     #[must_use]
     pub fn judge(&self, rules: &Rules, governance: &Governance, now: u64) -> Answer {
         match &self.what {
-            What::Other => self.answer(Verdict::Ignored, None, Vec::new(), BTreeMap::new()),
+            What::Other => self.answer(Verdict::Ignored, None, &[], BTreeMap::new()),
             What::Odd(why) => {
                 let status = Status::new(400, "BadRequest", format!("Policy validation failed: {why}"));
-                self.answer(Verdict::Refused, Some(status), Vec::new(), BTreeMap::new())
+                self.answer(Verdict::Refused, Some(status), &[], BTreeMap::new())
             }
             What::Released => {
                 let warning = format!(
@@ -241,7 +241,7 @@ impl Review {
                     MANAGED.0, MANAGED.1, self.id
                 );
                 let audit = BTreeMap::from([("policy", "released".to_owned())]);
-                self.answer(Verdict::Allowed, None, vec![warning], audit)
+                self.answer(Verdict::Allowed, None, &[warning], audit)
             }
             What::Policy { new, old } => self.judge_policy(new, old.as_ref(), rules, governance, now),
         }
@@ -279,21 +279,21 @@ impl Review {
         warnings.extend(ignored_keys(new));
         warnings.extend(soft.into_iter().map(Finding::to_string));
         let status = message.filter(|_| !unchanged).map(|message| Status::new(422, "Invalid", message));
-        self.answer(verdict, status, warnings, audit(&judgement, profile, unchanged))
+        self.answer(verdict, status, &warnings, audit(&judgement, profile, unchanged))
     }
 
     /// Returns the answer that refuses it because it could not be judged.
     #[must_use]
     pub fn failed(&self, code: u16, reason: &'static str, why: &str) -> Answer {
         let status = Status::new(code, reason, format!("Policy could not be validated: {why}"));
-        self.answer(Verdict::Failed, Some(status), Vec::new(), BTreeMap::new())
+        self.answer(Verdict::Failed, Some(status), &[], BTreeMap::new())
     }
 
     fn answer(
         &self,
         verdict: Verdict,
         status: Option<Status>,
-        warnings: Vec<String>,
+        warnings: &[String],
         audit_annotations: BTreeMap<&'static str, String>,
     ) -> Answer {
         let response = Response {
@@ -345,7 +345,7 @@ fn about(request: &Request<'_>) -> Result<(What, Option<String>), String> {
     let name = new.metadata.name.take();
     let what = match (new.is_managed(), old) {
         // A text that was no policy before has no past that counts.
-        (true, old) => What::Policy { new, old },
+        (true, old) => What::Policy { new: Box::new(new), old },
         (false, Some(_)) => What::Released,
         (false, None) => What::Other,
     };
@@ -422,7 +422,7 @@ fn brief(text: &str, chars: usize) -> String {
 }
 
 /// Cuts warnings to what a server passes on.
-fn bounded(warnings: Vec<String>) -> Vec<String> {
+fn bounded(warnings: &[String]) -> Vec<String> {
     let more = warnings.len().saturating_sub(WARNINGS);
     let kept = if more > 0 { WARNINGS - 1 } else { WARNINGS };
     let mut result: Vec<String> =

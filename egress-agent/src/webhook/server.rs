@@ -140,7 +140,6 @@ impl Judge {
     }
 
     /// Returns the routes.
-    #[must_use]
     pub fn router(self: Arc<Self>) -> Router {
         Router::new().route("/validate", post(validate)).with_state(self)
     }

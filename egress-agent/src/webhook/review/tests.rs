@@ -263,7 +263,7 @@ fn messages_and_warnings_stay_within_what_is_passed_on() {
 
     let mut many: Vec<String> = (0..40).map(|n| format!("{n} {}", "é".repeat(600))).collect();
     many[0] = "a line\nand another\r\x1b[31m".to_owned();
-    let kept = bounded(many);
+    let kept = bounded(&many);
     assert_eq!(kept.len(), WARNINGS);
     assert_eq!(kept[0], "a line and another  [31m", "a header holds no control characters");
     assert!(kept.iter().all(|warning| warning.chars().count() <= WARNING_CHARS));

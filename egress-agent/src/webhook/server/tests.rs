@@ -231,8 +231,9 @@ async fn clients_that_say_nothing_or_no_tls_are_ended_and_others_served() {
         timeout(SOON, server.post(&review("shop", GOOD))).await.expect("a place becomes free");
     assert_eq!(status, 200);
     let mut rest = Vec::new();
-    let ended = timeout(SOON, slow.read_to_end(&mut rest)).await.expect("it is ended");
-    drop(ended.unwrap_or_default());
+    // It may be cut off without the farewell of TLS.
+    let ended = timeout(SOON, slow.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "it is ended");
     let rest = String::from_utf8_lossy(&rest).into_owned();
     assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 503"), "{rest}");
     server.stop().await;

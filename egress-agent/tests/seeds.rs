@@ -1,0 +1,81 @@
+//! What the fuzzer starts from, and what it has found, replayed: see `tests/fuzz`.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use egress_agent::{
+    check::{Rules, Subject},
+    policy::{cluster::NsName, governance::Profile},
+    webhook::review::{Governance, Review},
+};
+
+const NOW: u64 = 1_800_000_000;
+/// Debug builds on busy machines are slow; what never ends is not seen by a smaller limit either.
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds").join(target);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let seeds: Vec<_> = entries
+        .map(|entry| {
+            let path = entry.expect("the folder can be listed").path();
+            let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            (path.display().to_string(), bytes)
+        })
+        .collect();
+    assert!(seeds.len() > 4, "{}: {} seeds", folder.display(), seeds.len());
+    seeds
+}
+
+#[test]
+fn policy_documents() {
+    let id = NsName::new("shop", "egress");
+    let mut refused = 0;
+    let seeds = seeds("policy_document");
+    for (name, bytes) in &seeds {
+        let text = std::str::from_utf8(bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (old, text) = text.split_once("\n---\n").map_or((None, text), |(old, text)| (Some(old), text));
+        for profile in Profile::ALL {
+            let began = Instant::now();
+            let judgement = Rules::default().judge(&Subject { id: &id, text, old, profile }, NOW);
+            assert!(began.elapsed() < LIMIT, "{name}");
+            assert_eq!(judgement.refused(), judgement.message().is_some(), "{name}");
+            assert!(judgement.policy.is_some() || judgement.refused(), "{name}: nothing without a reason");
+            refused += usize::from(judgement.refused());
+        }
+    }
+    assert!(
+        refused > 0 && refused < seeds.len() * Profile::ALL.len(),
+        "some are good, some are not: {refused}"
+    );
+}
+
+#[test]
+fn admission_reviews() {
+    let governance = Governance { profile: Profile::Off, notice: None };
+    let (mut allowed, mut refused, mut none) = (0, 0, 0);
+    for (name, bytes) in seeds("admission_review") {
+        let began = Instant::now();
+        match Review::read(&bytes) {
+            Err(error) => {
+                assert!(!error.to_string().is_empty(), "{name}");
+                none += 1;
+            }
+            Ok(review) => {
+                let answer = review.judge(&Rules::default(), &governance, NOW);
+                let body: serde_json::Value =
+                    serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{name}: {error}"));
+                match body["response"]["allowed"].as_bool() {
+                    Some(true) => allowed += 1,
+                    Some(false) => refused += 1,
+                    None => panic!("{name}: {body}"),
+                }
+            }
+        }
+        assert!(began.elapsed() < LIMIT, "{name}");
+    }
+    assert_eq!((allowed, refused, none), (3, 5, 1), "as the names of the seeds say");
+}
