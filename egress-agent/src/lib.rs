@@ -10,6 +10,7 @@ pub mod heap;
 pub mod k8s;
 pub mod kernel;
 pub mod policy;
+pub mod rego;
 pub mod telemetry;
 pub mod watch;
 pub mod webhook;

@@ -1,0 +1,174 @@
+# Rules about addresses.
+package egress
+
+import data.egress.lib
+import rego.v1
+
+# METADATA
+# title: Any address is allowed
+# description: >-
+#   A destination of every address takes in the internet, the metadata address and the nodes of the cluster, and makes every other
+#   destination of the policy pointless.
+# related_resources:
+# - ref: https://kubernetes.io/docs/concepts/services-networking/network-policies/
+#   description: how NetworkPolicy reads 0.0.0.0/0
+# custom:
+#   id: EGR-0001
+#   severity: error
+#   remediation: name the prefixes, domains or cloud services the pods need; entity world with ports names all addresses outside the cluster
+#   source: Trivy KUBE-0002
+deny contains lib.finding("EGR-0001", lib.path(prefix), message) if {
+	lib.enabled("EGR-0001")
+	some prefix in lib.prefixes
+	prefix.length == 0
+	message := sprintf("%s allows every address", [prefix.cidr])
+}
+
+deny contains lib.finding("EGR-0001", path, "entity world without ports allows every address outside the cluster on every port") if {
+	lib.enabled("EGR-0001")
+	some destination in lib.allowed
+	destination.entry.entity == "world"
+	not destination.entry.ports
+	path := sprintf("%s.entity", [destination.path])
+}
+
+# METADATA
+# title: A public prefix is too wide
+# description: >-
+#   Addresses of so wide a prefix belong to many organisations, and who owns them changes. Wider than /16 (IPv4) or /32 (IPv6) is not
+#   one partner's network any more.
+# related_resources:
+# - ref: https://www.iana.org/assignments/iana-ipv4-special-registry/iana-ipv4-special-registry.xhtml
+#   description: what is not public
+# custom:
+#   id: EGR-0002
+#   severity: error
+#   remediation: narrow the prefix, or name the domain or the cloud service behind it
+#   source: the project's own limit
+deny contains lib.finding("EGR-0002", lib.path(prefix), message) if {
+	lib.enabled("EGR-0002")
+	some prefix in lib.prefixes
+	prefix.length > 0
+	prefix.length < widest_limit
+	limit := data.egress.widest[lib.family(prefix.cidr)]
+	prefix.length < limit
+	not lib.within(prefix.cidr, data.egress.private)
+	message := sprintf("%s is public and wider than /%d", [prefix.cidr, limit])
+}
+
+widest_limit := max([limit | some limit in data.egress.widest])
+
+# METADATA
+# title: Link-local addresses are allowed
+# description: >-
+#   Link-local addresses are services of the node itself and of the cloud under it: metadata, credentials, time, DNS.
+# related_resources:
+# - ref: https://www.rfc-editor.org/rfc/rfc3927
+#   description: IPv4 link-local addresses
+# custom:
+#   id: EGR-0003
+#   severity: warning
+#   remediation: take the link-local range out with except, or name the one address and port that is needed
+#   source: Trivy, Checkov and cloud hardening guides
+warn contains lib.finding("EGR-0003", lib.path(prefix), message) if {
+	lib.enabled("EGR-0003")
+	some prefix in lib.prefixes
+	prefix.length > 0
+	some range in data.egress.linkLocal
+	lib.overlap(range, prefix.cidr)
+	not prefix.cidr in data.egress.metadata
+	not lib.within(range, prefix.destination.entry.except)
+	message := sprintf("%s allows link-local addresses", [prefix.cidr])
+}
+
+# METADATA
+# title: The metadata address is allowed
+# description: >-
+#   A pod that reaches the metadata service over HTTP can take the credentials of its node. The address counts as allowed unless it is
+#   excepted or a denied destination without ports names it.
+# related_resources:
+# - ref: https://docs.aws.amazon.com/whitepapers/latest/security-practices-multi-tenant-saas-applications-eks/restrict-the-use-of-host-networking-and-block-access-to-instance-metadata-service.html
+#   description: why pods are kept from it on EKS
+# custom:
+#   id: EGR-0004
+#   severity: error
+#   remediation: except the metadata address or deny it, and give the workload an identity of its own
+#   source: CIS Amazon EKS Benchmark
+deny contains lib.finding("EGR-0004", lib.path(prefix), message) if {
+	lib.enabled("EGR-0004")
+	some prefix in lib.prefixes
+	some address in data.egress.metadata
+	net.cidr_contains(prefix.cidr, address)
+	names_http(prefix.destination.entry)
+	not lib.within(address, prefix.destination.entry.except)
+	not address in denied_metadata
+	message := sprintf("%s allows the metadata address %s", [prefix.cidr, split(address, "/")[0]])
+}
+
+denied_metadata contains address if {
+	some destination in lib.policy.deniedDestinations
+	not destination.ports
+	not destination.governance.expiry
+	some cidr in array.concat([c | c := destination.cidr], [c | some c in destination.cidrs])
+	some address in data.egress.metadata
+	net.cidr_contains(cidr, address)
+	not lib.within(address, destination.except)
+}
+
+names_http(entry) if not entry.ports
+
+names_http(entry) if {
+	some port in entry.ports
+	is_http(port)
+}
+
+is_http(port) if port in {80, "80", "80/TCP", "80/tcp", "TCP", "tcp"}
+
+is_http(port) if {
+	is_string(port)
+	bounds := regex.find_all_string_submatch_n(`^([0-9]+)-([0-9]+)(?:/(?:TCP|tcp))?$`, port, 1)[0]
+	to_number(bounds[1]) <= 80
+	to_number(bounds[2]) >= 80
+}
+
+is_http(port) if {
+	is_object(port)
+	upper(object.get(port, "protocol", "TCP")) == "TCP"
+	includes_80(port)
+}
+
+includes_80(port) if not port.port
+
+includes_80(port) if {
+	is_number(port.port)
+	port.port <= 80
+	object.get(port, "endPort", port.port) >= 80
+}
+
+# METADATA
+# title: A prefix overlaps the cluster's own ranges
+# description: >-
+#   Addresses of pods, Services and nodes pass from one workload to another. A prefix that holds them opens whatever stands there next.
+# related_resources:
+# - ref: https://kubernetes.io/docs/concepts/services-networking/network-policies/#networkpolicy-resource
+#   description: why addresses of pods do not belong in an ipBlock
+# custom:
+#   id: EGR-0005
+#   severity: warning
+#   remediation: name pods or a service by label, or take the range out with except
+#   source: the Kubernetes documentation of ipBlock
+warn contains lib.finding("EGR-0005", lib.path(prefix), message) if {
+	lib.enabled("EGR-0005")
+	count(cluster_ranges) > 0
+	some prefix in lib.prefixes
+	prefix.length > 0
+	some range in cluster_ranges
+	lib.overlap(range.cidr, prefix.cidr)
+	not lib.within(range.cidr, prefix.destination.entry.except)
+	message := sprintf("%s overlaps the %s range %s", [prefix.cidr, range.of, range.cidr])
+}
+
+cluster_ranges := [{"of": of, "cidr": cidr} |
+	some of, key in {"pod": "podCidrs", "service": "serviceCidrs", "node": "nodeCidrs"}
+	some cidr in data.egress.cluster[key]
+]
