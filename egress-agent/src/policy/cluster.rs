@@ -2,6 +2,7 @@
 
 mod labels;
 mod pods;
+mod table;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +22,7 @@ use super::{
 pub use self::{
     labels::Labels,
     pods::{PodName, Pods},
+    table::Table,
 };
 
 /// A namespaced name.
@@ -51,7 +53,8 @@ impl fmt::Display for NsName {
     }
 }
 
-/// Everything known about the cluster. Ordered maps, so that every walk over it comes out the same.
+/// Everything known about the cluster. Ordered maps, so that every walk over it comes out the same. A clone shares with it, until either
+/// changes, what there is much of.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
     /// Labels of each namespace. A namespace that is named but absent here has no labels but `kubernetes.io/metadata.name`.
@@ -59,11 +62,11 @@ pub struct Cluster {
     /// Pods of all nodes.
     pub pods: Pods,
     /// Services.
-    pub services: BTreeMap<NsName, Service>,
+    pub services: Table<NsName, Service>,
     /// EndpointSlices, by their own name.
-    pub slices: BTreeMap<NsName, EndpointSlice>,
+    pub slices: Table<NsName, EndpointSlice>,
     /// Nodes.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Table<String, Node>,
     /// The policies in force, each in its last good version.
     pub policies: BTreeMap<PolicyId, Arc<Policy>>,
     /// Managed ConfigMaps that never had a good version.

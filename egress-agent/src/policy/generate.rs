@@ -754,6 +754,7 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
     (cluster, settings(), asked).prop_map(|(cluster, settings, (asked, now, flows, to_fronts))| {
         let (namespaces, nodes, pods, services, policies, broken) = cluster;
         let pods = pods.into_iter().enumerate().map(|(index, pod)| pod.finish(index, &nodes)).collect();
+        let nodes = nodes.into_iter().collect();
         let mut cluster = Cluster { namespaces, nodes, pods, ..Cluster::default() };
         let names: Vec<NsName> = cluster.pods.keys().map(NsName::from).collect();
         let pod = asked.get(&names).clone();

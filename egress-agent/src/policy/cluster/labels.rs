@@ -6,14 +6,37 @@ use serde::{Serialize, Serializer};
 
 /// Labels of an object. Cheap to clone; equal ones may share their place in memory.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Labels(Option<Arc<Packed>>);
+pub struct Labels(Option<Arc<Box<str>>>);
 
-/// All keys and values in one text, the pairs in the order of their keys.
-#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Packed {
-    text: Box<str>,
-    /// Where each key and each value ends.
-    ends: Box<[(u32, u32)]>,
+/// Appends a part of labels to their text: its length, then the part. The length is in digits of six bits, the lowest first, each a
+/// character below 128 of which the seventh bit says that more follow; most parts have one.
+fn push(text: &mut String, part: &str) {
+    let mut length = part.len();
+    loop {
+        let digit = u8::try_from(length & 0x3f).expect("it has six bits");
+        length >>= 6;
+        if length == 0 {
+            text.push(char::from(digit));
+            break;
+        }
+        text.push(char::from(digit | 0x40));
+    }
+    text.push_str(part);
+}
+
+/// Takes the first part off a text that [`push`] has made.
+fn pop<'a>(text: &mut &'a str) -> &'a str {
+    let (mut length, mut digits) = (0, 0);
+    for digit in text.bytes() {
+        length |= usize::from(digit & 0x3f) << (6 * digits);
+        digits += 1;
+        if digit & 0x40 == 0 {
+            break;
+        }
+    }
+    let part;
+    (part, *text) = text[digits..].split_at(length);
+    part
 }
 
 impl Labels {
@@ -43,15 +66,8 @@ impl Labels {
 
     /// Returns keys and values in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut start = 0;
-        self.0.iter().flat_map(|packed| packed.ends.iter().map(|ends| (&packed.text, ends))).map(
-            move |(text, &(key_end, value_end))| {
-                let (key_end, value_end) = (key_end as usize, value_end as usize);
-                let pair = (&text[start..key_end], &text[key_end..value_end]);
-                start = value_end;
-                pair
-            },
-        )
+        let mut rest = self.0.as_ref().map_or("", |text| text);
+        std::iter::from_fn(move || (!rest.is_empty()).then(|| (pop(&mut rest), pop(&mut rest))))
     }
 
     /// Returns the same labels and `key`, unless that is there already.
@@ -86,13 +102,12 @@ impl From<BTreeMap<String, String>> for Labels {
         if labels.is_empty() {
             return Self::new();
         }
-        let mut text = String::with_capacity(labels.iter().map(|(key, value)| key.len() + value.len()).sum());
-        let mut place = |part: &str| {
-            text.push_str(part);
-            u32::try_from(text.len()).expect("an object has fewer than 4 GiB of labels")
-        };
-        let ends = labels.iter().map(|(key, value)| (place(key), place(value))).collect();
-        Self(Some(Arc::new(Packed { text: text.into(), ends })))
+        let mut text =
+            String::with_capacity(labels.iter().map(|(key, value)| key.len() + value.len() + 3).sum());
+        for part in labels.iter().flat_map(|(key, value)| [key, value]) {
+            push(&mut text, part);
+        }
+        Self(Some(Arc::new(text.into())))
     }
 }
 
@@ -140,6 +155,16 @@ mod tests {
             }
             assert_eq!(labels.is_empty(), pairs.is_empty());
             assert_eq!(labels.get("absent"), None);
+        }
+    }
+
+    #[test]
+    fn parts_of_every_length_come_out() {
+        for length in [0, 1, 62, 63, 64, 65, 127, 128, 4095, 4096, 4097, 300_000] {
+            let (key, value) = ("k".repeat(length), "é".repeat(length));
+            let labels = mk_labels(&[("a", &value), (&format!("b{key}"), "x")]);
+            let pairs: Vec<(&str, &str)> = labels.iter().collect();
+            assert_eq!(pairs, [("a", value.as_str()), (format!("b{key}").as_str(), "x")], "{length}");
         }
     }
 

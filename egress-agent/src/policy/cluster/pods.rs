@@ -1,9 +1,11 @@
 //! Pods by name, without much around them: there are as many as the cluster has.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     ops::Index,
+    sync::Arc,
 };
 
 use super::{NsName, Pod};
@@ -32,72 +34,146 @@ impl From<PodName<'_>> for NsName {
     }
 }
 
-/// A pod and its name in the namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Named {
-    name: Box<str>,
-    pod: Pod,
+/// Some pods of a namespace, in the order of their names. The names stand one after the other in one text: a name by itself would
+/// take half as much again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Piece {
+    names: String,
+    /// Where each name ends.
+    ends: Vec<u32>,
+    pods: Vec<Pod>,
 }
 
-/// The pods of a namespace, in the order of their names: pieces of at most [`PIECE`], none empty.
+impl Piece {
+    fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    fn start(&self, place: usize) -> usize {
+        if place == 0 { 0 } else { self.ends[place - 1] as usize }
+    }
+
+    fn name(&self, place: usize) -> &str {
+        &self.names[self.start(place)..self.ends[place] as usize]
+    }
+
+    /// Returns where `name` is, or else where it belongs.
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            match self.name(middle).cmp(name) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Ok(middle),
+                Ordering::Greater => high = middle,
+            }
+        }
+        Err(low)
+    }
+
+    fn insert(&mut self, place: usize, name: &str, pod: Pod) {
+        // By themselves they would double; most namespaces have few pods.
+        if self.pods.len() == self.pods.capacity() {
+            let more = 4 + self.len() / 8;
+            self.pods.reserve_exact(more);
+            self.ends.reserve_exact(more);
+        }
+        if self.names.capacity() - self.names.len() < name.len() {
+            self.names.reserve_exact(name.len() * (1 + self.len() / 8));
+        }
+        let start = self.start(place);
+        self.names.insert_str(start, name);
+        self.ends.insert(place, end(start + name.len()));
+        let length = end(name.len());
+        self.ends[place + 1..].iter_mut().for_each(|end| *end += length);
+        self.pods.insert(place, pod);
+    }
+
+    fn remove(&mut self, place: usize) -> Pod {
+        let (start, stop) = (self.start(place), self.ends[place] as usize);
+        self.names.replace_range(start..stop, "");
+        self.ends.remove(place);
+        let length = end(stop - start);
+        self.ends[place..].iter_mut().for_each(|end| *end -= length);
+        self.pods.remove(place)
+    }
+
+    /// Takes away what stands from `place` on, and returns it.
+    fn split_off(&mut self, place: usize) -> Self {
+        let start = self.start(place);
+        let names = self.names.split_off(start);
+        let before = end(start);
+        let ends = self.ends.split_off(place).into_iter().map(|end| end - before).collect();
+        let rest = Self { names, ends, pods: self.pods.split_off(place) };
+        self.names.shrink_to_fit();
+        self.ends.shrink_to_fit();
+        self.pods.shrink_to_fit();
+        rest
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &Pod)> + Clone {
+        self.pods.iter().enumerate().map(|(place, pod)| (self.name(place), pod))
+    }
+}
+
+/// Returns a place in the names of a piece.
+fn end(place: usize) -> u32 {
+    u32::try_from(place).expect("the names of one piece have less than 4 GiB")
+}
+
+/// The pods of a namespace, in the order of their names: pieces of at most [`PIECE`], none empty. A clone shares them until either side
+/// changes one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Namespace(Vec<Vec<Named>>);
+struct Namespace(Vec<Arc<Piece>>);
 
 impl Namespace {
     /// Returns the piece where `name` is or belongs, and whether it is there and where.
     fn find(&self, name: &str) -> (usize, Result<usize, usize>) {
-        let after = self.0.partition_point(|piece| *piece[0].name <= *name);
+        let after = self.0.partition_point(|piece| piece.name(0) <= name);
         let piece = after.saturating_sub(1);
-        let place = self
-            .0
-            .get(piece)
-            .map_or(Err(0), |piece| piece.binary_search_by(|named| named.name.as_ref().cmp(name)));
-        (piece, place)
+        (piece, self.0.get(piece).map_or(Err(0), |piece| piece.find(name)))
     }
 
     fn get(&self, name: &str) -> Option<&Pod> {
         let (piece, place) = self.find(name);
-        place.ok().map(|place| &self.0[piece][place].pod)
+        place.ok().map(|place| &self.0[piece].pods[place])
     }
 
     fn insert(&mut self, name: &str, pod: Pod) -> Option<Pod> {
         let (mut piece, mut place) = match self.find(name) {
-            (piece, Ok(place)) => return Some(std::mem::replace(&mut self.0[piece][place].pod, pod)),
+            (piece, Ok(place)) => {
+                let piece = Arc::make_mut(&mut self.0[piece]);
+                return Some(std::mem::replace(&mut piece.pods[place], pod));
+            }
             (piece, Err(place)) => (piece, place),
         };
         if self.0.is_empty() {
-            self.0.push(Vec::new());
+            self.0.push(Arc::default());
         }
         if self.0[piece].len() == PIECE {
             // After the last one a new piece begins, so that names in order leave full ones behind.
             let at = if place == PIECE { PIECE } else { PIECE / 2 };
-            let rest = self.0[piece].split_off(at);
-            self.0[piece].shrink_to_fit();
-            self.0.insert(piece + 1, rest);
+            let rest = Arc::make_mut(&mut self.0[piece]).split_off(at);
+            self.0.insert(piece + 1, Arc::new(rest));
             if place >= at {
                 (piece, place) = (piece + 1, place - at);
             }
         }
-        let piece = &mut self.0[piece];
-        if piece.len() == piece.capacity() {
-            // By itself a vector doubles; most namespaces have few pods.
-            piece.reserve_exact(4 + piece.len() / 8);
-        }
-        piece.insert(place, Named { name: name.into(), pod });
+        Arc::make_mut(&mut self.0[piece]).insert(place, name, pod);
         None
     }
 
     fn remove(&mut self, name: &str) -> Option<Pod> {
         let (piece, Ok(place)) = self.find(name) else { return None };
-        let removed = self.0[piece].remove(place);
-        if self.0[piece].is_empty() {
+        let removed = Arc::make_mut(&mut self.0[piece]).remove(place);
+        if self.0[piece].len() == 0 {
             self.0.remove(piece);
         }
-        Some(removed.pod)
+        Some(removed)
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&str, &Pod)> {
-        self.0.iter().flatten().map(|named| (&*named.name, &named.pod))
+    fn iter(&self) -> impl Iterator<Item = (&str, &Pod)> + Clone {
+        self.0.iter().flat_map(|piece| piece.iter())
     }
 }
 
@@ -193,7 +269,7 @@ impl Pods {
     /// Returns names and pods in order.
     pub fn iter(&self) -> impl Iterator<Item = (PodName<'_>, &Pod)> + Clone {
         self.namespaces.iter().flat_map(|(namespace, pods)| {
-            pods.0.iter().flatten().map(move |named| (PodName { namespace, name: &named.name }, &named.pod))
+            pods.iter().map(move |(name, pod)| (PodName { namespace, name }, pod))
         })
     }
 
@@ -215,6 +291,13 @@ impl Pods {
     /// Returns the pods of one namespace in the order of their names.
     pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = (&str, &Pod)> {
         self.namespaces.get(namespace).into_iter().flat_map(Namespace::iter)
+    }
+
+    /// Returns whether a namespace has such a pod as [`Pods::local`] returns.
+    #[must_use]
+    pub fn has_local(&self, namespace: &str) -> bool {
+        let first = NsName::new(namespace, "");
+        self.local.range(first..).next().is_some_and(|id| id.namespace == namespace)
     }
 
     /// Returns the pods of which the details are known that only their own node needs, in order.
@@ -303,7 +386,7 @@ mod tests {
     fn names_in_order_leave_full_pieces() {
         let pods: Pods =
             (0..1000).map(|number| (NsName::new("ns", format!("{number:04}")), mk_pod(1))).collect();
-        let lengths: Vec<usize> = pods.namespaces["ns"].0.iter().map(Vec::len).collect();
+        let lengths: Vec<usize> = pods.namespaces["ns"].0.iter().map(|piece| piece.len()).collect();
         assert_eq!(lengths, [PIECE, PIECE, PIECE, 1000 - 3 * PIECE]);
     }
 }
