@@ -46,7 +46,7 @@ use crate::{
         document,
         finding::Finding,
         flow::Flow,
-        index::{Change, InForce, Index},
+        index::{Change, InForce, Index, ParsePolicy},
         model::{PolicyId, PolicyKind},
         reference,
     },
@@ -550,6 +550,11 @@ impl Node {
             SourceConfig::Directory(path) => path.clone(),
             SourceConfig::Kube { .. } => PathBuf::new(),
         };
+        let index: fn(ParsePolicy) -> Index = match &config.source {
+            // What is in the files is told, whoever it is about.
+            SourceConfig::Directory(_) => Index::new,
+            SourceConfig::Kube { .. } => Index::for_pods_here,
+        };
         let mut node = Self {
             strict: config.strict,
             config,
@@ -557,7 +562,7 @@ impl Node {
             engine,
             started: clock::wall_seconds_and_fraction().0,
             cache: compile::Cache::default(),
-            index: Index::new(|id, text| {
+            index: index(|id, text| {
                 let parsed = document::parse(id, text);
                 (parsed.policy, some(parsed.findings))
             }),

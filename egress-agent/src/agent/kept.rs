@@ -15,13 +15,18 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error, warn};
 
 use crate::{
-    k8s::snapshot::{self, Pending, Snapshot},
+    k8s::snapshot::{self, Snapshot},
     kernel::clock,
-    policy::{demand::Demand, index::Index},
+    policy::{
+        demand::Demand,
+        index::{Index, View},
+    },
 };
 
 /// Writing takes no more than one part in so many of the time.
 const SHARE: u32 = 200;
+/// It is written no more often than this.
+const LEAST: Duration = Duration::from_millis(500);
 
 /// Writes the state after it has changed, as often as that is cheap.
 #[derive(Debug)]
@@ -33,8 +38,8 @@ pub(super) struct Keeper {
     heard: Demand,
     /// Not before this.
     next: Instant,
-    /// The one that is on its way to the disk.
-    writing: Option<JoinHandle<()>>,
+    /// The one that is on its way to the disk, and since when.
+    writing: Option<(Instant, JoinHandle<()>)>,
     kept: Arc<Kept>,
 }
 
@@ -46,6 +51,8 @@ struct Kept {
     failures: AtomicU64,
     /// The last attempt failed.
     failing: AtomicBool,
+    /// How long the last attempt took, in microseconds, without what the disk took.
+    took: AtomicU64,
 }
 
 impl Kept {
@@ -103,10 +110,13 @@ impl Keeper {
         self.kept.failing.load(Ordering::Relaxed)
     }
 
-    /// Writes the state if it has changed and that is due. The disk is waited for elsewhere.
+    /// Writes the state if it has changed and that is due. What takes time is done elsewhere: the state is noted here, which costs next to
+    /// nothing, and what changes meanwhile is copied then.
     pub(super) fn keep(&mut self, index: &Index, heard: &Demand) {
-        if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.writing = None;
+        if let Some((began, _)) = self.writing.take_if(|(_, writing)| writing.is_finished()) {
+            let took = Duration::from_micros(self.kept.took.load(Ordering::Relaxed));
+            self.next = began + (took * SHARE).max(LEAST);
+            self.changed |= self.failing();
         }
         if !self.is_due(heard) || self.writing.is_some() || Instant::now() < self.next {
             return;
@@ -116,10 +126,11 @@ impl Keeper {
 
     /// Writes the state if it has changed; what it returns is to be waited for.
     pub(super) fn last(&mut self, index: &Index, heard: &Demand) -> Option<JoinHandle<()>> {
-        if self.is_due(heard) && self.writing.as_ref().is_none_or(JoinHandle::is_finished) {
+        let failed = self.writing.as_ref().is_none_or(|(_, writing)| writing.is_finished()) && self.failing();
+        if self.is_due(heard) || failed {
             self.write(index, heard);
         }
-        self.writing.take()
+        self.writing.take().map(|(_, writing)| writing)
     }
 
     /// Returns whether what was written last is no longer what holds, or no longer all that is known in full.
@@ -127,26 +138,38 @@ impl Keeper {
         self.changed || self.heard != *heard
     }
 
+    /// Begins to write, after what is being written.
     fn write(&mut self, index: &Index, heard: &Demand) {
         let began = Instant::now();
-        let now = clock::wall_seconds_and_fraction().0;
-        match snapshot::write(index, heard, &self.node, &self.path, now) {
-            Ok(pending) => {
-                self.changed = false;
-                self.heard = heard.clone();
-                let kept = Arc::clone(&self.kept);
-                self.writing = Some(tokio::task::spawn_blocking(move || commit(pending, now, &kept)));
+        let before = self.writing.take();
+        let (state, kept) = (index.view(), Arc::clone(&self.kept));
+        let (heard_now, node, path) = (heard.clone(), self.node.clone(), self.path.clone());
+        debug!(microseconds = began.elapsed().as_micros(), "the state is being written");
+        self.changed = false;
+        self.heard = heard.clone();
+        let writing = tokio::spawn(async move {
+            let wait = async |writing: JoinHandle<()>| {
+                if let Err(failure) = writing.await {
+                    error!(error = %failure, "writing the state was given up");
+                }
+            };
+            if let Some((_, before)) = before {
+                wait(before).await;
             }
-            Err(failure) => self.kept.failed(&failure),
-        }
-        let took = began.elapsed();
-        debug!(microseconds = took.as_micros(), "the state was written");
-        self.next = began + (took * SHARE).max(Duration::from_millis(500));
+            wait(tokio::task::spawn_blocking(move || put(&state, &heard_now, &node, &path, &kept))).await;
+        });
+        self.writing = Some((began, writing));
     }
 }
 
-fn commit(pending: Pending, now: u64, kept: &Kept) {
-    match pending.commit() {
+/// Writes a state and waits until it is safe.
+fn put(state: &View, heard: &Demand, node: &str, path: &Path, kept: &Kept) {
+    let began = Instant::now();
+    let now = clock::wall_seconds_and_fraction().0;
+    let written = snapshot::write(state, heard, node, path, now);
+    let took = began.elapsed().as_micros();
+    kept.took.store(u64::try_from(took).unwrap_or(u64::MAX), Ordering::Relaxed);
+    match written.and_then(snapshot::Pending::commit) {
         Ok(()) => {
             kept.at.store(now, Ordering::Relaxed);
             kept.failing.store(false, Ordering::Relaxed);

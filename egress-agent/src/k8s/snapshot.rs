@@ -21,7 +21,7 @@ use super::{
 use crate::policy::{
     cluster::{EndpointSlice, Node, NsName, Pod, Service},
     demand::Demand,
-    index::{Index, Object, ObjectKind},
+    index::{Object, ObjectKind, View},
     model::{LabelSelector, Operator, Peer, Policy, PolicyKind, PortMatch, Ports},
 };
 
@@ -124,14 +124,14 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Writes what an index holds beside `target`; see [`Pending::commit`]. `heard` is what of the cluster it holds in full, `now` is in
+/// Writes what an index held beside `target`; see [`Pending::commit`]. `heard` is what of the cluster it holds in full, `now` is in
 /// seconds since the epoch.
 ///
 /// # Errors
 ///
 /// [`SnapshotError::File`], as when the disk is full; the snapshot before stays.
 pub fn write(
-    index: &Index,
+    state: &View,
     heard: &Demand,
     node: &str,
     target: &Path,
@@ -153,7 +153,7 @@ pub fn write(
             heard: heard.clone(),
         };
         put(&mut out, &head)?;
-        let objects = objects(index, &mut out)?;
+        let objects = objects(state, &mut out)?;
         put(&mut out, &Tail { api_version: VERSION.into(), kind: TAIL.into(), objects })?;
         out.flush()
     })();
@@ -247,8 +247,8 @@ fn put(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
 }
 
 /// Writes every object; returns how many.
-fn objects(index: &Index, out: &mut impl Write) -> io::Result<usize> {
-    let cluster = index.cluster();
+fn objects(state: &View, out: &mut impl Write) -> io::Result<usize> {
+    let cluster = state.cluster();
     let mut count = 0;
     let mut write = |kind: ObjectKind, mut body: Value| {
         body["apiVersion"] = kind.api_version().into();
@@ -262,7 +262,7 @@ fn objects(index: &Index, out: &mut impl Write) -> io::Result<usize> {
     for (name, node) in &cluster.nodes {
         write(ObjectKind::Node, node_body(name, node))?;
     }
-    for (id, text, good) in index.texts() {
+    for (id, text, good) in state.texts() {
         for text in good.into_iter().map(Some).chain([text]) {
             let data = text.map(|text| json!({POLICY_KEY: text}));
             let metadata =
@@ -449,7 +449,7 @@ mod tests {
         cluster::Cluster,
         demand::{Nodes, Scope},
         generate::{Scenario, scenario},
-        index::{InForce, ObjectKey},
+        index::{InForce, Index, ObjectKey},
         model::{Effect, Protocol, Rule},
     };
 
@@ -542,7 +542,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder for the test");
             let path = folder.path().join("state.yaml");
             let index = index_of(&cluster);
-            write(&index, &Demand::default(), "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
+            write(&index.view(), &Demand::default(), "node-1", &path, 7).and_then(Pending::commit).expect("there is room");
             let again = restored(&path);
             let (left, right) = (index.cluster(), again.cluster());
             prop_assert_eq!(&left.namespaces, &right.namespaces);
@@ -584,7 +584,7 @@ mod tests {
         ] {
             let _ = index.apply(object);
         }
-        write(&index, &Demand::default(), "node-1", &path, 1_800_000_000)
+        write(&index.view(), &Demand::default(), "node-1", &path, 1_800_000_000)
             .and_then(Pending::commit)
             .expect("there is room");
         let again = restored(&path);
@@ -607,7 +607,7 @@ mod tests {
         let dns = Scope::namespace("kube-system");
         let some = Demand { services: dns, nodes: Nodes::Own, ..Demand::default() };
         for heard in [Demand::default(), some, Demand::everything()] {
-            write(&Index::default(), &heard, "node-1", &path, 7)
+            write(&Index::default().view(), &heard, "node-1", &path, 7)
                 .and_then(Pending::commit)
                 .expect("there is room");
             assert_eq!(read(&path, "node-1").expect("it can be read").expect("it is there").heard, heard);
@@ -629,7 +629,7 @@ mod tests {
         for name in ["p", "q"] {
             let _ = index.apply(managed(name, Some(&good("192.0.2.0/24"))));
         }
-        write(&index, &Demand::default(), "node-1", &path, 7)
+        write(&index.view(), &Demand::default(), "node-1", &path, 7)
             .and_then(Pending::commit)
             .expect("there is room");
         assert!(read(&path, "node-2").expect("another node's is no error").is_none());
@@ -663,12 +663,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let path = folder.path().join("state.yaml");
         let index = Index::default();
-        write(&index, &Demand::default(), "node-1", &path, 7)
+        write(&index.view(), &Demand::default(), "node-1", &path, 7)
             .and_then(Pending::commit)
             .expect("there is room");
         // A folder in the way of the new file, as a stand-in for a disk that takes no more.
         fs::create_dir(folder.path().join("state.yaml.new")).expect("the folder is ours");
-        let error = write(&index, &Demand::default(), "node-1", &path, 8).expect_err("a folder is no file");
+        let error =
+            write(&index.view(), &Demand::default(), "node-1", &path, 8).expect_err("a folder is no file");
         assert!(error.to_string().contains("state.yaml.new"), "{error}");
         assert_eq!(read(&path, "node-1").expect("it can be read").expect("it is there").written, 7);
     }

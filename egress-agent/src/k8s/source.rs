@@ -44,9 +44,14 @@ const LINGER: Duration = Duration::from_secs(60);
 const FAILING: Duration = Duration::from_secs(70);
 /// How long a watch waits that could not understand what it was sent, at first and at most.
 const NOT_UNDERSTOOD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How many octets the policies of one namespace may have together: as many as two hundred large ones. Every agent reads them all, and what is
-/// read takes a multiple of that.
+/// How many octets the policies of one namespace may have together: as many as two hundred large ones. What is read takes a multiple of
+/// that.
 const MOST_POLICY_BYTES: usize = 4 << 20;
+/// How many octets all policies may have together for those to be kept whose namespace has no pod here, which nobody reads: two thousand
+/// namespaces with sixteen kilobytes each.
+const MOST_UNREAD_BYTES: usize = 32 << 20;
+/// How long after the policies were listed again for one that was not kept they are not for another.
+const LISTED_AGAIN: Duration = Duration::from_secs(30);
 /// How many objects that cannot be read are told by name.
 const MOST_REJECTED: usize = 1000;
 
@@ -214,8 +219,10 @@ pub struct KubeSource {
     /// Pods of other nodes with the name of one here.
     shadowed: BTreeMap<NsName, Object>,
     rejected: BTreeMap<(Subject, String), String>,
-    /// The lengths of policies by namespace and name.
-    lengths: BTreeMap<String, Lengths>,
+    /// The lengths of policies.
+    lengths: Texts,
+    /// When policies were listed again last for one that was not kept.
+    listed_again: Option<Instant>,
     events: BTreeMap<ObjectKind, u64>,
     failures: u64,
 }
@@ -244,7 +251,8 @@ impl KubeSource {
             local: BTreeSet::new(),
             shadowed: BTreeMap::new(),
             rejected: BTreeMap::new(),
-            lengths: BTreeMap::new(),
+            lengths: Texts::default(),
+            listed_again: None,
             events: BTreeMap::new(),
             failures: 0,
         };
@@ -299,6 +307,7 @@ impl KubeSource {
     ///
     /// A wider watch replaces narrower ones only once it has seen everything. Returns what leaving something has changed.
     pub fn want(&mut self, demand: Demand, index: &mut Index, now: Instant) -> Change {
+        self.list_again(index, now);
         let wanted = subjects(&demand.rounded());
         for subject in &wanted {
             match self.watches.get_mut(subject) {
@@ -334,6 +343,24 @@ impl KubeSource {
         change
     }
 
+    /// Lists policies again if one was not kept whose namespace has a pod here by now.
+    fn list_again(&mut self, index: &Index, now: Instant) {
+        let rests = self.listed_again.is_some_and(|last| now.duration_since(last) < LISTED_AGAIN);
+        if rests || !self.lengths.left.iter().any(|namespace| index.reads(namespace)) {
+            return;
+        }
+        self.listed_again = Some(now);
+        // The list says anew which are not kept.
+        self.lengths.left.clear();
+        let Some(before) = self.watches.remove(&Subject::Policies) else { return };
+        before.task.abort();
+        self.follow(Subject::Policies);
+        // What was known stays known: the list replaces it bit by bit.
+        if let Some(watch) = self.watches.get_mut(&Subject::Policies) {
+            watch.synced = before.synced;
+        }
+    }
+
     fn is_synced(&self, subject: &Subject) -> bool {
         self.watches.get(subject).is_some_and(|watch| watch.synced)
     }
@@ -356,7 +383,7 @@ impl KubeSource {
             }
             News::Object(object) => {
                 *self.events.entry(subject.kind()).or_default() += 1;
-                let object = object.and_then(|object| affordable(&mut self.lengths, object));
+                let object = object.and_then(|object| self.lengths.take(object, index));
                 let key = match &object {
                     Ok(object) => Some(object.key()),
                     Err(rejected) => rejected.key.clone(),
@@ -511,10 +538,8 @@ impl KubeSource {
     }
 
     fn delete(&mut self, subject: &Subject, key: &ObjectKey, index: &mut Index) -> Change {
-        if let ObjectKey::ConfigMap(id) = key
-            && let Some(lengths) = self.lengths.get_mut(&*id.namespace)
-        {
-            lengths.set(&id.name, None);
+        if let ObjectKey::ConfigMap(id) = key {
+            self.lengths.set(id, None);
         }
         let ObjectKey::Pod(id) = key else { return index.delete(key) };
         if *subject == Subject::LocalPods {
@@ -611,6 +636,15 @@ fn elsewhere(pod: Pod) -> Pod {
     Pod { local: None, ..pod }
 }
 
+/// The lengths of policies.
+#[derive(Debug, Default)]
+struct Texts {
+    namespaces: BTreeMap<String, Lengths>,
+    total: usize,
+    /// Namespaces of which some were not kept because there are too many together.
+    left: BTreeSet<String>,
+}
+
 /// The lengths of one namespace's policies.
 #[derive(Debug, Default)]
 struct Lengths {
@@ -618,31 +652,45 @@ struct Lengths {
     total: usize,
 }
 
-impl Lengths {
-    fn set(&mut self, name: &str, length: Option<usize>) {
+impl Texts {
+    fn set(&mut self, id: &NsName, length: Option<usize>) {
+        let namespace = self.namespaces.entry(id.namespace.clone()).or_default();
         let before = match length {
-            Some(length) => self.each.insert(name.to_owned(), length),
-            None => self.each.remove(name),
+            Some(length) => namespace.each.insert(id.name.clone(), length),
+            None => namespace.each.remove(&id.name),
         };
-        self.total = self.total - before.unwrap_or(0) + length.unwrap_or(0);
+        let exchange = |total: usize| total - before.unwrap_or(0) + length.unwrap_or(0);
+        (namespace.total, self.total) = (exchange(namespace.total), exchange(self.total));
+        if namespace.each.is_empty() {
+            self.namespaces.remove(&id.namespace);
+        }
     }
-}
 
-/// Returns an object, unless it is a policy that is one too many for its namespace. That one fails closed, in its namespace alone.
-fn affordable(lengths: &mut BTreeMap<String, Lengths>, object: Object) -> Result<Object, Rejected> {
-    let Object::ConfigMap { id, policy, .. } = &object else { return Ok(object) };
-    let lengths = lengths.entry(id.namespace.to_string()).or_default();
-    lengths.set(&id.name, policy.as_ref().map(String::len));
-    if lengths.total <= MOST_POLICY_BYTES {
-        return Ok(object);
+    /// Returns an object, unless it is a policy that is one too many, for its namespace or for all without a pod here. That one fails
+    /// closed, in its namespace alone.
+    fn take(&mut self, object: Object, index: &Index) -> Result<Object, Rejected> {
+        let Object::ConfigMap { id, policy, .. } = &object else { return Ok(object) };
+        self.set(id, policy.as_ref().map(String::len));
+        let of_namespace = self.namespaces.get(&id.namespace).map_or(0, |lengths| lengths.total);
+        let message = if of_namespace > MOST_POLICY_BYTES {
+            format!(
+                "the policies of namespace {} have more than {} MiB together; split them over namespaces, or shorten them",
+                id.namespace,
+                MOST_POLICY_BYTES >> 20
+            )
+        } else if self.total > MOST_UNREAD_BYTES && !index.reads(&id.namespace) {
+            self.left.insert(id.namespace.clone());
+            format!(
+                "all policies have more than {} MiB together, so none is kept of a namespace without a pod on this node; when one comes, it is \
+                 denied until they are listed again",
+                MOST_UNREAD_BYTES >> 20
+            )
+        } else {
+            return Ok(object);
+        };
+        self.set(id, None);
+        Err(Rejected { key: Some(object.key()), message })
     }
-    lengths.set(&id.name, None);
-    let message = format!(
-        "the policies of namespace {} have more than {} MiB together; split them over namespaces, or shorten them",
-        id.namespace,
-        MOST_POLICY_BYTES >> 20
-    );
-    Err(Rejected { key: Some(object.key()), message })
 }
 
 /// What both of two scopes cover.

@@ -198,7 +198,7 @@ pub struct Unreadable {
 pub struct Change {
     /// The [`Cluster`] differs, so policies have to be compiled again.
     pub cluster: bool,
-    /// The [problems](Index::problems) differ, so they have to be reported again.
+    /// The [problems](Index::problems) differ, so they have to be reported again; or a text does that is kept without being read.
     pub problems: bool,
 }
 
@@ -257,11 +257,40 @@ pub struct Problem<'a> {
 #[derive(Debug)]
 struct Source {
     /// The text of a ConfigMap, so that it is parsed only when it changes.
-    text: Option<String>,
+    text: Option<Arc<str>>,
     /// The text in force, where that is an earlier one.
-    good: Option<String>,
+    good: Option<Arc<str>>,
     findings: Vec<Finding>,
     in_force: InForce,
+}
+
+/// A policy of a namespace that has no pod here.
+#[derive(Debug)]
+struct Unread {
+    /// The text as it is now.
+    text: Option<Arc<str>>,
+    /// The one that would be in force, where that is an earlier one.
+    good: Option<Arc<str>>,
+}
+
+/// An index as it was at one time. It shares with the index what has not changed since.
+#[derive(Clone, Debug)]
+pub struct View {
+    cluster: Cluster,
+    texts: Vec<(NsName, Option<Arc<str>>, Option<Arc<str>>)>,
+}
+
+impl View {
+    /// Returns the state of then.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Returns what [`Index::texts`] returned then.
+    pub fn texts(&self) -> impl Iterator<Item = (&NsName, Option<&str>, Option<&str>)> {
+        self.texts.iter().map(|(id, text, good)| (id, text.as_deref(), good.as_deref()))
+    }
 }
 
 /// Reads the text of a policy: the policy if it is valid, and what there is to say about it.
@@ -276,6 +305,10 @@ pub struct Index {
     labels: Shared<Labels>,
     ports: Shared<NamedPorts>,
     sources: BTreeMap<PolicyId, Source>,
+    /// Whether policies are read only while their namespace has a pod here.
+    for_pods_here: bool,
+    /// ConfigMaps of namespaces that have none.
+    unread: BTreeMap<NsName, Unread>,
 }
 
 impl Default for Index {
@@ -299,7 +332,23 @@ impl Index {
             labels: Shared::default(),
             ports: Shared::default(),
             sources: BTreeMap::new(),
+            for_pods_here: false,
+            unread: BTreeMap::new(),
         }
+    }
+
+    /// Returns an empty one that reads a ConfigMap only while its namespace has a pod with a [`Pod::local`], and of the others keeps the
+    /// text: a policy matters to no other namespace, and what is read takes a multiple of its text. Which policies are in force for those
+    /// pods, and what there is to say about them, is the same as if all had been read when they came.
+    #[must_use]
+    pub fn for_pods_here(parse: ParsePolicy) -> Self {
+        Self { for_pods_here: true, ..Self::new(parse) }
+    }
+
+    /// Returns whether the policies of a namespace are read.
+    #[must_use]
+    pub fn reads(&self, namespace: &str) -> bool {
+        !self.for_pods_here || self.cluster.pods.has_local(namespace)
     }
 
     /// Returns what has changed in the cluster since the last call, for [`super::compile::compile_all_cached`].
@@ -327,13 +376,26 @@ impl Index {
             .iter()
             .filter(|(policy, _)| policy.kind == PolicyKind::ConfigMap)
             .map(|(policy, source)| (&policy.id, source.text.as_deref(), source.good.as_deref()))
+            .chain(
+                self.unread.iter().map(|(id, unread)| (id, unread.text.as_deref(), unread.good.as_deref())),
+            )
+    }
+
+    /// Returns the index as it is now, for whoever reads it while it changes. That takes little time, however much there is.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let read = self.sources.iter().filter(|(policy, _)| policy.kind == PolicyKind::ConfigMap);
+        let read = read.map(|(policy, source)| (&policy.id, &source.text, &source.good));
+        let unread = self.unread.iter().map(|(id, unread)| (id, &unread.text, &unread.good));
+        let texts = read.chain(unread).map(|(id, text, good)| (id.clone(), text.clone(), good.clone()));
+        View { cluster: self.cluster.clone(), texts: texts.collect() }
     }
 
     /// Takes an object in its present version.
     pub fn apply(&mut self, object: Object) -> Change {
         match object {
             Object::Namespace { name, labels } => Change::cluster(self.put_namespace(name, labels)),
-            Object::Pod(id, pod) => Change::cluster(self.put_pod(id, pod)),
+            Object::Pod(id, pod) => self.put_pod(id, pod),
             Object::Service(id, service) => Change::cluster(self.put_service(id, service)),
             Object::EndpointSlice(id, slice) => Change::cluster(self.put_slice(id, slice)),
             Object::Node(name, node) => {
@@ -345,7 +407,14 @@ impl Index {
                 Change::cluster(changed)
             }
             Object::ConfigMap { id, managed: false, .. } => self.delete(&ObjectKey::ConfigMap(id)),
-            Object::ConfigMap { id, managed: true, policy } => self.apply_config_map(id, policy),
+            Object::ConfigMap { id, managed: true, policy } => {
+                let text = policy.map(Arc::from);
+                if self.reads(&id.namespace) {
+                    self.apply_config_map(id, text)
+                } else {
+                    self.keep_unread(id, text)
+                }
+            }
             Object::NetworkPolicy(id, policy) => self.apply_network_policy(id, policy),
         }
     }
@@ -363,12 +432,13 @@ impl Index {
                 Change::cluster(changed)
             }
             ObjectKey::Pod(id) => {
-                let before = cluster.pods.remove(id);
+                let read = self.reads(&id.namespace);
+                let before = self.cluster.pods.remove(id);
                 let changed = before.is_some();
                 if changed {
                     self.changes.pod(id.clone(), before);
                 }
-                Change::cluster(changed)
+                Change::cluster(changed) | self.read_or_not(&id.namespace, read)
             }
             ObjectKey::Service(id) => {
                 let before = cluster.services.remove(id);
@@ -395,6 +465,7 @@ impl Index {
             ObjectKey::ConfigMap(id) => {
                 let mut change = self.delete_policy(PolicyKind::ConfigMap, id);
                 change.cluster |= self.cluster.broken.remove(id);
+                change.problems |= self.unread.remove(id).is_some();
                 change
             }
             ObjectKey::NetworkPolicy(id) => self.delete_policy(PolicyKind::NetworkPolicy, id),
@@ -442,7 +513,10 @@ impl Index {
                 cluster.slices.keys().cloned().map(ObjectKey::EndpointSlice).collect()
             }
             ObjectKind::Node => cluster.nodes.keys().cloned().map(ObjectKey::Node).collect(),
-            ObjectKind::ConfigMap => of(PolicyKind::ConfigMap).map(ObjectKey::ConfigMap).collect(),
+            ObjectKind::ConfigMap => of(PolicyKind::ConfigMap)
+                .chain(self.unread.keys().cloned())
+                .map(ObjectKey::ConfigMap)
+                .collect(),
             ObjectKind::NetworkPolicy => {
                 of(PolicyKind::NetworkPolicy).map(ObjectKey::NetworkPolicy).collect()
             }
@@ -458,15 +532,69 @@ impl Index {
         true
     }
 
-    fn put_pod(&mut self, id: NsName, mut pod: Pod) -> bool {
+    fn put_pod(&mut self, id: NsName, mut pod: Pod) -> Change {
         if self.cluster.pods.get(&id) == Some(&pod) {
-            return false;
+            return Change::NONE;
         }
+        let read = self.reads(&id.namespace);
         pod.labels = self.labels.share(pod.labels);
         pod.ports = self.ports.share(pod.ports);
         let before = self.cluster.pods.insert(id.clone(), pod);
+        let change = self.read_or_not(&id.namespace, read);
         self.changes.pod(id, before);
-        true
+        Change::cluster(true) | change
+    }
+
+    /// Reads the policies of a namespace if its first pod here has come, and keeps only their texts if its last one has gone. `read` says
+    /// whether they were read before.
+    fn read_or_not(&mut self, namespace: &str, read: bool) -> Change {
+        let mut change = Change::NONE;
+        if self.reads(namespace) == read {
+            return change;
+        }
+        let first = NsName::new(namespace, "");
+        if read {
+            let first = PolicyId { kind: PolicyKind::ConfigMap, id: first };
+            let here = self.sources.range(first..).map(|(id, _)| id);
+            let here = here.take_while(|id| id.kind == PolicyKind::ConfigMap && id.id.namespace == namespace);
+            for policy in here.cloned().collect::<Vec<_>>() {
+                let source = self.sources.remove(&policy).expect("it was listed");
+                change.problems = true;
+                change.cluster |= self.cluster.policies.remove(&policy).is_some();
+                change.cluster |= self.cluster.broken.remove(&policy.id);
+                self.unread.insert(policy.id, Unread { text: source.text, good: source.good });
+            }
+        } else {
+            let here = self.unread.range(first..).map(|(id, _)| id);
+            for id in here.take_while(|id| id.namespace == namespace).cloned().collect::<Vec<_>>() {
+                let Unread { text, good } = self.unread.remove(&id).expect("it was listed");
+                if good.is_some() {
+                    change |= self.apply_config_map(id.clone(), good);
+                }
+                change |= self.apply_config_map(id, text);
+            }
+        }
+        change
+    }
+
+    /// Keeps a text without reading it. One that takes another's place is read, for which of the two would be in force.
+    fn keep_unread(&mut self, id: NsName, text: Option<Arc<str>>) -> Change {
+        let good = match self.unread.get(&id) {
+            Some(before) if before.text == text => return Change::NONE,
+            None => None,
+            Some(before) => {
+                let valid = |text: &Option<Arc<str>>| {
+                    text.as_deref().is_some_and(|text| (self.parse)(&id, text).0.is_some())
+                };
+                if valid(&text) {
+                    None
+                } else {
+                    before.good.clone().or_else(|| before.text.clone().filter(|_| valid(&before.text)))
+                }
+            }
+        };
+        self.unread.insert(id, Unread { text, good });
+        Change { cluster: false, problems: true }
     }
 
     fn put_service(&mut self, id: NsName, service: Service) -> bool {
@@ -494,7 +622,7 @@ impl Index {
         true
     }
 
-    fn apply_config_map(&mut self, id: NsName, text: Option<String>) -> Change {
+    fn apply_config_map(&mut self, id: NsName, text: Option<Arc<str>>) -> Change {
         let policy_id = PolicyId { kind: PolicyKind::ConfigMap, id };
         if self.sources.get(&policy_id).is_some_and(|source| source.text == text) {
             return Change::NONE;
@@ -657,6 +785,8 @@ fn unreadable(fault: Unreadable) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::{
         super::{
             cluster::Local,
@@ -724,6 +854,67 @@ mod tests {
     const BOTH: Change = Change { cluster: true, problems: true };
     const CLUSTER: Change = Change { cluster: true, problems: false };
     const PROBLEMS: Change = Change { cluster: false, problems: true };
+
+    /// A pod of this node, or of another one, in a namespace.
+    fn mk_pod_of(namespace: u8, name: u8, here: bool) -> Object {
+        let local = here.then(|| Box::new(Local { uid: name.to_string(), ..Local::default() }));
+        Object::Pod(
+            NsName::new(format!("ns-{namespace}"), format!("pod-{name}")),
+            Pod { local, ..Pod::default() },
+        )
+    }
+
+    proptest! {
+        /// Whoever reads policies only while a pod of their namespace is here knows the same of those pods as who reads all.
+        #[test]
+        fn policies_are_read_for_pods_here(steps in vec((0..7_u8, 0..2_u8, 0..3_u8, 0..4_usize), 0..80)) {
+            let mut all = Index::new(parse);
+            let mut some = Index::for_pods_here(parse);
+            for (what, namespace, name, text) in steps {
+                let id = NsName::new(format!("ns-{namespace}"), format!("p-{name}"));
+                let pod = NsName::new(format!("ns-{namespace}"), format!("pod-{name}"));
+                let text = [Some("one"), Some("warn"), Some("bad"), None][text].map(str::to_owned);
+                let before = some.cluster().policies.clone();
+                let change = match what {
+                    0 => some.delete(&ObjectKey::ConfigMap(id.clone())),
+                    1 => some.delete(&ObjectKey::Pod(pod.clone())),
+                    2 | 3 => some.apply(mk_pod_of(namespace, name, what == 2)),
+                    _ => some.apply(Object::ConfigMap { id: id.clone(), managed: true, policy: text.clone() }),
+                };
+                prop_assert!(change.cluster || some.cluster().policies == before);
+                let _ = match what {
+                    0 => all.delete(&ObjectKey::ConfigMap(id)),
+                    1 => all.delete(&ObjectKey::Pod(pod)),
+                    2 | 3 => all.apply(mk_pod_of(namespace, name, what == 2)),
+                    _ => all.apply(Object::ConfigMap { id, managed: true, policy: text }),
+                };
+                let here = |id: &NsName| all.cluster().pods.has_local(&id.namespace);
+                let in_force = |index: &Index| -> Vec<_> {
+                    let policies = index.cluster().policies.iter().filter(|(id, _)| here(&id.id));
+                    policies.map(|(id, policy)| (id.clone(), Policy::clone(policy))).collect()
+                };
+                let broken = |index: &Index| -> Vec<_> {
+                    index.cluster().broken.iter().filter(|id| here(id)).cloned().collect()
+                };
+                let problems = |index: &Index| -> Vec<_> {
+                    let problems = index.problems().filter(|problem| here(&problem.policy.id));
+                    problems.map(|one| (one.policy.clone(), one.findings.to_vec(), one.in_force)).collect()
+                };
+                prop_assert_eq!(in_force(&some), in_force(&all));
+                prop_assert_eq!(broken(&some), broken(&all));
+                prop_assert_eq!(problems(&some), problems(&all));
+                prop_assert!(some.cluster().policies.keys().all(|policy| here(&policy.id)), "no others are read");
+                let mut keys = [&some, &all].map(|index| index.keys(ObjectKind::ConfigMap));
+                keys.iter_mut().for_each(|keys| keys.sort());
+                prop_assert_eq!(&keys[0], &keys[1]);
+                let texts = |index: &Index| -> BTreeMap<NsName, (Option<String>, Option<String>)> {
+                    let own = |text: Option<&str>| text.map(str::to_owned);
+                    index.texts().map(|(id, text, good)| (id.clone(), (own(text), own(good)))).collect()
+                };
+                prop_assert_eq!(texts(&some), texts(&all), "what a snapshot keeps");
+            }
+        }
+    }
 
     #[test]
     fn every_kind_is_put_replaced_and_deleted() {

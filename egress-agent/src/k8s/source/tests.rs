@@ -336,3 +336,62 @@ async fn a_namespace_has_only_so_much_room_for_policies() {
     scene.say(&Subject::Policies, News::Object(Ok(policy("shop", "d"))));
     assert_eq!(scene.source.rejected().count(), 0, "there is room again");
 }
+
+#[tokio::test]
+async fn policies_nobody_here_needs_have_only_so_much_room_together() {
+    let mut scene = Scene::new();
+    scene.index = Index::for_pods_here(|id, text| {
+        let parsed = crate::policy::document::parse(id, text);
+        (parsed.policy, parsed.findings)
+    });
+    let padding = " ".repeat(MOST_POLICY_BYTES / 8);
+    let policy = |namespace: usize| Object::ConfigMap {
+        id: NsName::new(format!("ns-{namespace:02}"), "p"),
+        managed: true,
+        policy: Some(format!(r#"{{"defaultAction": "deny"}}{padding}"#)),
+    };
+    let pod_of = |namespace: usize| {
+        let local = Some(Box::new(Local { uid: "u".into(), node: OWN.into(), ..Local::default() }));
+        Object::Pod(NsName::new(format!("ns-{namespace:02}"), "pod"), Pod { local, ..Pod::default() })
+    };
+    let all = MOST_UNREAD_BYTES / padding.len() + 2;
+    scene.list(&Subject::Namespaces, Vec::new());
+    scene.list(&Subject::LocalPods, Vec::new());
+    scene.list(&Subject::Policies, (0..all).map(policy).collect());
+    let rejected =
+        |scene: &Scene| -> Vec<String> { scene.source.rejected().map(|(name, _)| name.to_owned()).collect() };
+    let last = [
+        format!("ConfigMap ns-{:02}/p", all - 3),
+        format!("ConfigMap ns-{:02}/p", all - 2),
+        format!("ConfigMap ns-{:02}/p", all - 1),
+    ];
+    assert_eq!(rejected(&scene), last);
+    let kept: usize = scene.index.texts().filter_map(|(_, text, _)| text).map(str::len).sum();
+    assert!(kept <= MOST_UNREAD_BYTES, "{kept} octets are kept");
+    assert!(scene.index.cluster().policies.is_empty() && scene.index.cluster().broken.is_empty());
+
+    // One that was kept is there as soon as its pod is.
+    let number = |scene: &Scene| scene.source.watches[&Subject::Policies].number;
+    let first = number(&scene);
+    assert!(scene.say(&Subject::LocalPods, News::Object(Ok(pod_of(0)))).apply);
+    assert_eq!(scene.index.cluster().policies.len(), 1);
+    let _ = scene.want(&Demand::default(), 0);
+    assert_eq!(number(&scene), first, "nothing is missing");
+    // Of one that was not, the pod is denied until policies were listed again.
+    scene.say(&Subject::LocalPods, News::Object(Ok(pod_of(all - 1))));
+    assert_eq!(scene.index.cluster().broken.len(), 1);
+    let _ = scene.want(&Demand::default(), 1);
+    assert_ne!(number(&scene), first);
+    assert!(scene.source.synced(), "what was known stays known");
+    scene.list(&Subject::Policies, (0..all).map(policy).collect());
+    assert!(scene.index.cluster().broken.is_empty());
+    assert_eq!(scene.index.cluster().policies.len(), 2);
+    assert!(!rejected(&scene).contains(&last[2]));
+    // Not for each pod at once.
+    let second = number(&scene);
+    scene.say(&Subject::LocalPods, News::Object(Ok(pod_of(all - 2))));
+    let _ = scene.want(&Demand::default(), 2);
+    assert_eq!(number(&scene), second);
+    let _ = scene.want(&Demand::default(), 1 + LISTED_AGAIN.as_secs());
+    assert_ne!(number(&scene), second);
+}
