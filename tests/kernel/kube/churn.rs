@@ -11,15 +11,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use egress_tests::lab::{Host, Qos, agent::Metrics, api::Server, at, wire::Outcome};
+use egress_tests::lab::{
+    Host, Qos,
+    agent::Metrics,
+    api::{Fault, Rule, Server, Verb, When},
+    at,
+    wire::Outcome,
+};
 use serde_json::{Value, json};
 
-use crate::scene::{Running, Scene, allow, cidr, config_map, good, pod_object, quantile, until};
+use crate::scene::{LIMIT, Running, Scene, allow, cidr, config_map, good, pod_object, quantile, until};
 
 /// How long it goes on, in seconds.
 const SECONDS: &str = "EGRESS_CHURN_SECONDS";
-const PODS: usize = 250;
-const POLICIES: usize = 200;
+/// Pods and policies: as many as a large node has, and fewer.
+const LARGE: (usize, usize) = (250, 200);
+const SMALL: (usize, usize) = (60, 50);
 const NAMESPACES: usize = 4;
 /// Addresses that are somebody's: pods take theirs from here, Services and policies name them.
 const ADDRESSES: usize = 48;
@@ -58,6 +65,9 @@ struct Here {
     container: PathBuf,
 }
 
+/// Which pod sends, where to, the protocol and the port.
+type Flow = (usize, String, &'static str, i32);
+
 /// Everything that changes.
 struct World<'a> {
     scene: &'a Scene<'a>,
@@ -69,7 +79,57 @@ struct World<'a> {
     made: usize,
 }
 
-impl World<'_> {
+/// A scene whose host outside has every address that may be somebody's.
+fn scene(server: &Server) -> Scene<'_> {
+    let addresses: Vec<String> = (0..ADDRESSES).map(address).collect();
+    let mut outside: Vec<&str> = vec!["192.0.2.10", "198.51.100.7"];
+    outside.extend(addresses.iter().map(String::as_str));
+    Scene::with_outside(server, "t", &outside)
+}
+
+impl<'a> World<'a> {
+    /// Makes namespaces and a Service, and places for so many pods and policies.
+    fn new(scene: &'a Scene<'a>, actor: &'a Host, (pods, policies): (usize, usize)) -> Self {
+        let world = Self {
+            scene,
+            random: Random(1),
+            pods: (0..pods).map(|_| None).collect(),
+            policies: vec![false; policies],
+            actor,
+            made: 0,
+        };
+        for number in 0..NAMESPACES {
+            good(scene.server.namespace(&world.namespace(number), &[]));
+        }
+        world.load(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": world.namespace(0), "name": "service" },
+            "spec": { "clusterIP": address(40), "clusterIPs": [address(40)],
+                      "ports": [{ "name": "main", "port": 443, "protocol": "TCP" }] },
+        }));
+        world.load(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": { "namespace": world.namespace(0), "name": "service-1", "labels": { "kubernetes.io/service-name": "service" } },
+            "addressType": "IPv4", "ports": [{ "name": "main", "port": 443, "protocol": "TCP" }],
+            "endpoints": [{ "addresses": [address(3), address(5)], "conditions": { "ready": true } }],
+        }));
+        world
+    }
+
+    /// Fills every place.
+    fn fill(&mut self) {
+        (0..self.policies.len()).for_each(|place| self.policy_changes(place));
+        (0..self.pods.len()).for_each(|place| self.pod_comes(place));
+    }
+
+    /// Takes everything away.
+    fn empty(&mut self) {
+        (0..self.pods.len()).for_each(|place| self.pod_goes(place));
+        for place in (0..self.policies.len()).filter(|place| self.policies[*place]) {
+            let namespace = self.namespace(place % NAMESPACES);
+            self.scene.delete(&config_map(&namespace, &format!("policy-{place}"), ""));
+        }
+    }
+
     fn namespace(&self, number: usize) -> String {
         format!("{}-{number}", self.scene.namespace)
     }
@@ -171,23 +231,23 @@ impl World<'_> {
     fn step(&mut self) {
         match self.random.below(10) {
             0..4 => {
-                let place = self.random.below(POLICIES);
+                let place = self.random.below(self.policies.len());
                 self.policy_changes(place);
             }
             4..6 => {
-                let place = self.random.below(PODS);
+                let place = self.random.below(self.pods.len());
                 self.relabel(place);
             }
             _ => {
-                let place = self.random.below(PODS);
+                let place = self.random.below(self.pods.len());
                 if self.pods[place].is_some() { self.pod_goes(place) } else { self.pod_comes(place) }
             }
         }
     }
 
-    /// Sends from pods chosen at random, and compares with what the reference says of the server's objects.
-    fn compare(&mut self, agent: &Running) -> usize {
-        let there: Vec<usize> = (0..PODS).filter(|place| self.pods[*place].is_some()).collect();
+    /// Returns flows of pods chosen at random.
+    fn flows(&mut self) -> Vec<Flow> {
+        let there: Vec<usize> = (0..self.pods.len()).filter(|place| self.pods[*place].is_some()).collect();
         let mut flows = Vec::new();
         for _ in 0..SAMPLES.min(there.len()) {
             let place = there[self.random.below(there.len())];
@@ -200,9 +260,37 @@ impl World<'_> {
                 [("TCP", 443), ("UDP", 53), ("TCP", 80), ("UDP", 443)][self.random.below(4)];
             flows.push((place, to, protocol, port));
         }
-        let expected = self.reference(&flows);
+        flows
+    }
+
+    /// Sends from pods chosen at random, and compares with what the reference says of the server's objects. Returns how many flows are
+    /// denied.
+    fn compare(&mut self, agent: &Running) -> usize {
+        let flows = self.flows();
+        let (denied, wrong) = self.judge(&flows);
+        assert!(wrong.is_empty(), "{wrong:#?}; {:?}", agent.get("/readyz"));
+        denied
+    }
+
+    /// The same, but waits for an agent that may not have heard everything yet.
+    fn comes_to(&mut self, agent: &Running) -> usize {
+        let flows = self.flows();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let (denied, wrong) = self.judge(&flows);
+            if wrong.is_empty() {
+                return denied;
+            }
+            assert!(Instant::now() < deadline, "{wrong:#?}; {:?}", agent.get("/readyz"));
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Returns how many of these flows the reference denies, and those that go otherwise.
+    fn judge(&self, flows: &[Flow]) -> (usize, Vec<String>) {
+        let expected = self.reference(flows);
         assert_eq!(expected.len(), flows.len());
-        let mut denied = 0;
+        let (mut denied, mut wrong) = (0, Vec::new());
         for ((place, to, protocol, port), answer) in flows.iter().zip(&expected) {
             let pod = self.pods[*place].as_ref().expect("it is there");
             let wanted = answer["verdict"].as_str().expect("an answer has a verdict");
@@ -212,17 +300,15 @@ impl World<'_> {
                 Outcome::Ok | Outcome::Refused => Some(true),
                 _ => None,
             };
-            assert_eq!(
-                passes,
-                Some(wanted != "deny"),
-                "{}/{} to {to}:{port}/{protocol}: {seen}; the reference says {answer}; {:?}",
-                pod.namespace,
-                pod.name,
-                agent.get("/readyz"),
-            );
+            if passes != Some(wanted != "deny") {
+                let Here { namespace, name, .. } = pod;
+                wrong.push(format!(
+                    "{namespace}/{name} to {to}:{port}/{protocol}: {seen}; the reference says {answer}"
+                ));
+            }
             denied += usize::from(wanted == "deny");
         }
-        denied
+        (denied, wrong)
     }
 
     /// Sends from this pod's cgroup.
@@ -248,7 +334,7 @@ impl World<'_> {
     }
 
     /// What the reference says of flows over what the server has.
-    fn reference(&self, flows: &[(usize, String, &str, i32)]) -> Vec<Value> {
+    fn reference(&self, flows: &[Flow]) -> Vec<Value> {
         let manifests = self.scene.lab.folder.join("manifests.yaml");
         let mut text = String::new();
         for (version, kind, path) in [
@@ -312,42 +398,13 @@ fn quiet(agent: &mut Running) {
 fn pods_and_policies_come_and_go() {
     let seconds = env::var(SECONDS).map_or(40, |text| text.parse().expect("it is a number of seconds"));
     let server = Server::double().expect("the double starts");
-    let addresses: Vec<String> = (0..ADDRESSES).map(address).collect();
-    let mut outside: Vec<&str> = vec!["192.0.2.10", "198.51.100.7"];
-    outside.extend(addresses.iter().map(String::as_str));
-    let scene = Scene::with_outside(&server, "t", &outside);
+    let scene = scene(&server);
     let actor = good(scene.lab.outside(&["10.244.9.9"]));
-    let mut world = World {
-        scene: &scene,
-        random: Random(1),
-        pods: (0..PODS).map(|_| None).collect(),
-        policies: vec![false; POLICIES],
-        actor: &actor,
-        made: 0,
-    };
-    for number in 0..NAMESPACES {
-        good(server.namespace(&world.namespace(number), &[]));
-    }
-    world.load(json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": world.namespace(0), "name": "service" },
-        "spec": { "clusterIP": address(40), "clusterIPs": [address(40)],
-                  "ports": [{ "name": "main", "port": 443, "protocol": "TCP" }] },
-    }));
-    world.load(json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": { "namespace": world.namespace(0), "name": "service-1", "labels": { "kubernetes.io/service-name": "service" } },
-        "addressType": "IPv4", "ports": [{ "name": "main", "port": 443, "protocol": "TCP" }],
-        "endpoints": [{ "addresses": [address(3), address(5)], "conditions": { "ready": true } }],
-    }));
+    let mut world = World::new(&scene, &actor, LARGE);
     let arguments = ["--invalid-policy", "ignore"];
     let mut agent = scene.run(&arguments);
     // A first round of everything, so that what stays reserved is reserved.
-    for place in 0..POLICIES {
-        world.policy_changes(place);
-    }
-    for place in 0..PODS {
-        world.pod_comes(place);
-    }
+    world.fill();
     quiet(&mut agent);
     world.compare(&agent);
     let full = agent.resident();
@@ -374,14 +431,7 @@ fn pods_and_policies_come_and_go() {
     );
     assert!(denied > 0 && denied < rounds * SAMPLES, "both verdicts were seen");
 
-    for place in 0..PODS {
-        world.pod_goes(place);
-    }
-    for place in 0..POLICIES {
-        if world.policies[place] {
-            scene.delete(&config_map(&world.namespace(place % NAMESPACES), &format!("policy-{place}"), ""));
-        }
-    }
+    world.empty();
     quiet(&mut agent);
     until("nothing of any pod is left", || {
         let metrics = agent.scrape();
@@ -398,5 +448,52 @@ fn pods_and_policies_come_and_go() {
     }
     let resident = agent.resident();
     assert!(resident <= full + full / 4, "{resident} kB at the end, {full} kB when it was full");
+    drop(agent);
+}
+
+/// The same, with fewer of both, while the server fails in one way after the other.
+#[test]
+fn pods_and_policies_come_and_go_while_the_server_fails() {
+    let server = Server::double().expect("the double starts");
+    let scene = scene(&server);
+    let actor = good(scene.lab.outside(&["10.244.9.9"]));
+    let mut world = World::new(&scene, &actor, SMALL);
+    let mut agent = scene.run(&["--invalid-policy", "ignore"]);
+    world.fill();
+    quiet(&mut agent);
+    world.compare(&agent);
+    let faults = scene.double().faults();
+    let (mut denied, mut judged) = (0, 0);
+    for (what, fault, when) in [
+        ("dropped", Fault::Cut, When::Chance(0.05)),
+        ("too old", Fault::GoneLater, When::Times(3)),
+        ("twice", Fault::Duplicate, When::Always),
+        ("429", Fault::Refuse { code: 429, retry_after: Some(1) }, When::Times(3)),
+        ("500", Fault::Refuse { code: 500, retry_after: None }, When::Times(3)),
+    ] {
+        let began = Instant::now();
+        let rules =
+            [Verb::Watch, Verb::List].map(|verb| faults.add(Rule::new(fault.clone(), when).verb(verb)));
+        if matches!(fault, Fault::Refuse { .. }) {
+            // These strike only who asks anew.
+            faults.add(Rule::new(Fault::Cut, When::Times(3)).verb(Verb::Watch));
+        }
+        for _ in 0..100 {
+            world.step();
+        }
+        let strikes = || rules.iter().map(|rule| faults.strikes(*rule)).sum::<u64>();
+        until(&format!("{what} has struck"), || strikes() > 0);
+        faults.clear();
+        denied += world.comes_to(&agent);
+        judged += SAMPLES;
+        println!("{what}: {} strikes, {:?} until the kernel was right", strikes(), began.elapsed());
+    }
+    assert!(denied > 0 && denied < judged, "both verdicts were seen");
+    world.empty();
+    until("nothing of any pod is left", || {
+        let metrics = agent.scrape();
+        metrics.sum("egress_pods", &[]) == 0.0 && metrics.sum("egress_map_entries", &[]) == 0.0
+    });
+    agent.ready();
     drop(agent);
 }

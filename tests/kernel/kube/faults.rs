@@ -3,13 +3,14 @@
 use std::{thread, time::Duration};
 
 use egress_tests::lab::{
+    Pod,
     api::{Fault, Kind, Rule, Server, Verb, When},
     at,
     wire::Outcome,
 };
 use serde_json::{Value, json};
 
-use crate::scene::{BAD, GOOD, Scene, allow, cidr, config_map, until, wait};
+use crate::scene::{BAD, GOOD, Running, Scene, allow, cidr, config_map, until, wait};
 
 /// The places a policy of these tests can allow, all of them at the host outside.
 const PLACES: [&str; 8] = [
@@ -27,6 +28,13 @@ fn scene(server: &Server) -> Scene<'_> {
     let mut addresses = vec!["192.0.2.10", "198.51.100.7"];
     addresses.extend(PLACES.iter().map(|place| place.split(':').next().expect("there is an address")));
     Scene::with_outside(server, "t", &addresses)
+}
+
+/// Waits until the policy has changed from what is good to what is bad, and the agent is at rest.
+fn has_turned(pod: &Pod, agent: &mut Running) {
+    wait(pod, BAD, Outcome::Ok);
+    wait(pod, GOOD, Outcome::NotPermitted);
+    agent.ready();
 }
 
 /// The policy for one place.
@@ -111,7 +119,7 @@ fn after_each_fault_the_kernel_holds_what_the_server_has() {
     assert!(agent.says("the API server does not tell of managed configmaps") >= 1, "{}", agent.log());
     let rejected = || agent.sum("egress_api_rejected_objects", &[]);
     until("nothing is rejected any more", || rejected() == 0.0);
-    let entries = |agent: &crate::scene::Running| agent.scrape().0.remove("egress_map_entries");
+    let entries = |agent: &Running| agent.scrape().0.remove("egress_map_entries");
     let held = entries(&agent);
     scene.terminate(agent);
     scene.unload();
@@ -140,9 +148,7 @@ fn an_odd_object_in_a_list_costs_itself() {
     assert_eq!(agent.says("cannot be read"), 1, "{}", agent.log());
     // What is heard later is taken.
     scene.policy("zone", &allow(&[cidr("bad", "198.51.100.0/24")]));
-    wait(&pod, BAD, Outcome::Ok);
-    wait(&pod, GOOD, Outcome::NotPermitted);
-    agent.ready();
+    has_turned(&pod, &mut agent);
     assert_eq!(agent.says("cannot be read"), 1, "{}", agent.log());
     drop(agent);
     scene.clean();
@@ -169,9 +175,7 @@ fn silence_and_then_a_drop_lose_nothing() {
     faults.clear();
     server.stop().expect("the double stops");
     server.resume().expect("the double listens again");
-    wait(&pod, BAD, Outcome::Ok);
-    wait(&pod, GOOD, Outcome::NotPermitted);
-    agent.ready();
+    has_turned(&pod, &mut agent);
     drop(agent);
     scene.clean();
 }

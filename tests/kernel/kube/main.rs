@@ -9,6 +9,7 @@ mod faults;
 mod input;
 mod lifecycle;
 mod policies;
+mod rights;
 mod scene;
 mod speed;
 mod starts;

@@ -153,14 +153,14 @@ fn kubectl() -> Result<PathBuf> {
         .with_context(|| format!("no kubectl in {} or PATH", assets().display()))
 }
 
-/// Runs kubectl as an administrator, with something to read.
-fn run_kubectl(server: &Server, arguments: &[&str], input: &str) -> Result<()> {
+/// Runs kubectl as an administrator, with something to read. Returns what it prints.
+pub(crate) fn run_kubectl(server: &Server, arguments: &[&str], input: &str) -> Result<String> {
     let mut command = Command::new(kubectl()?);
     for proxy in PROXIES {
         command.env_remove(proxy);
     }
     command.arg("--kubeconfig").arg(server.kubeconfig()).args(arguments);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot start kubectl")?;
     child
         .stdin
@@ -172,7 +172,17 @@ fn run_kubectl(server: &Server, arguments: &[&str], input: &str) -> Result<()> {
     if !output.status.success() {
         bail!("kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    Ok(())
+    String::from_utf8(output.stdout).context("kubectl prints text")
+}
+
+/// Returns the manifest of the rights the agent ships with.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub(crate) fn shipped_rbac() -> Result<String> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base/rbac.yaml");
+    fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))
 }
 
 /// Gives the agent's ServiceAccount the rights it ships with.
@@ -182,9 +192,7 @@ fn run_kubectl(server: &Server, arguments: &[&str], input: &str) -> Result<()> {
 /// When there is no kubectl, or it fails.
 pub(crate) fn apply_rbac(server: &Server) -> Result<()> {
     kubectl()?;
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base/rbac.yaml");
-    let text =
-        fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    let text = shipped_rbac()?;
     good(server.namespace("egress-agent", &[]));
     good(run_kubectl(server, &["apply", "--namespace", "egress-agent", "--filename", "-"], &text));
     Ok(())
