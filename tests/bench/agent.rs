@@ -180,9 +180,7 @@ pub fn run(room: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
 
 fn following(report: &mut Report, times: &[f64], wear: f64, pace: f64, effort: &Effort) {
     let (p50, p99) = (percentile(times, 0.5), percentile(times, 0.99));
-    let spread = Spread::of(times);
-    let [limit, verdict] =
-        report.goal("policy event to enforced, 110 pods and 50 policies, p99", 50.0, p99, "ms");
+    let goal = report.goal("policy event to enforced, 110 pods and 50 policies, p99", 50.0, p99, "ms");
     report.table(Table {
         title: "From a changed policy to its enforcement",
         about: "A running agent with 110 pods and 50 policies (12 to 16 destinations each, with Services, pods and the API server among them). One port of one policy changes: \
@@ -197,17 +195,27 @@ fn following(report: &mut Report, times: &[f64], wear: f64, pace: f64, effort: &
             number(pace),
             wear
         ),
-        head: &["changes", "p50, ms", "p99, ms", "fastest, ms", "slowest, ms", "goal", ""],
-        rows: vec![vec![
-            times.len().to_string(),
-            number(p50),
-            number(p99),
-            number(spread.low),
-            number(spread.high),
-            limit,
-            verdict,
-        ]],
+        head: &CHANGES,
+        rows: vec![changes(times, goal)],
     });
+}
+
+/// The head of a table of times from a change to its enforcement.
+pub const CHANGES: [&str; 7] = ["changes", "p50, ms", "p99, ms", "fastest, ms", "slowest, ms", "goal", ""];
+
+/// A row of it: `goal` is the limit of its p99, and whether it is kept.
+#[must_use]
+pub fn changes(times: &[f64], [limit, verdict]: [String; 2]) -> Vec<String> {
+    let spread = Spread::of(times);
+    vec![
+        times.len().to_string(),
+        number(percentile(times, 0.5)),
+        number(percentile(times, 0.99)),
+        number(spread.low),
+        number(spread.high),
+        limit,
+        verdict,
+    ]
 }
 
 /// Changes policies of the running agent.

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    agent::{self, POLICIES},
+    agent::{self, CHANGES, POLICIES},
     measure::{Effort, Spread, median, percentile},
     process::{Agent, BpfFs, Metrics, Pinned, reached},
     report::{Report, Table, number},
@@ -308,7 +308,7 @@ fn changes(
     let wear = (agent.processor_time()? - busy) * 1e3 / effort.wear as f64;
     let pace = effort.wear as f64 / began.elapsed().as_secs_f64();
     let p99 = percentile(&times, 0.99);
-    let [limit, verdict] = report.goal(
+    let goal = report.goal(
         "policy event of an API server to enforced, 110 pods and 50 policies, p99",
         50.0,
         p99,
@@ -331,16 +331,8 @@ fn changes(
             number(pace),
             wear
         ),
-        head: &["changes", "p50, ms", "p99, ms", "fastest, ms", "slowest, ms", "goal", ""],
-        rows: vec![vec![
-            times.len().to_string(),
-            number(percentile(&times, 0.5)),
-            number(p99),
-            number(Spread::of(&times).low),
-            number(Spread::of(&times).high),
-            limit,
-            verdict,
-        ]],
+        head: &CHANGES,
+        rows: vec![agent::changes(&times, goal)],
     });
     Ok(())
 }
