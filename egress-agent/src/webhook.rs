@@ -28,6 +28,7 @@ use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    task::JoinSet,
 };
 use tracing::info;
 
@@ -97,6 +98,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (client, _contact) = client::connect(&config.access).await?;
 
     let health = Arc::new(Health::new(BEAT * 10));
+    health.not_ready(namespaces::NOT_HEARD, "the API server has not told of all namespaces yet");
+    health.not_ready(keeper::NO_CERTIFICATE, "there is none yet");
+    health.clear(telemetry::STARTING);
     let served = Arc::new(Served::default());
     let namespaces = Arc::new(Namespaces::default());
     let counts = Arc::new(Counts::default());
@@ -104,26 +108,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let known = Arc::clone(&namespaces);
     let (watching, watchful) = (client.clone(), Arc::clone(&health));
-    drop(tokio::spawn(async move { known.follow(watching, &watchful).await }));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { known.follow(watching, &watchful).await });
     let mut troubles = Arc::new(AtomicU64::new(0));
     match config.certificates {
         Certificates::Kept(place) => {
             let keeper =
                 Keeper::new(client, place, Arc::clone(&served), Arc::clone(&health), Arc::clone(&clock));
             troubles = keeper.troubles();
-            drop(tokio::spawn(keeper.run()));
+            tasks.spawn(keeper.run());
         }
         Certificates::Files { certificate, key } => {
             let (served, health) = (Arc::clone(&served), Arc::clone(&health));
-            drop(tokio::spawn(async move {
+            tasks.spawn(async move {
                 keeper::follow_files(&certificate, &key, &served, &health).await;
-            }));
+            });
         }
     }
-    // What is missing has said so by now.
-    tokio::task::yield_now().await;
-    health.clear(telemetry::STARTING);
-
     let sources = Sources {
         counts: Arc::clone(&counts),
         served: Arc::clone(&served),
@@ -154,18 +155,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let tls = Arc::new(served.config().context("setting up TLS")?);
     info!(address = %config.listen, telemetry = %config.telemetry, "the webhook serves");
     let farewell = config.farewell;
-    let alive = Arc::clone(&health);
-    let stop = async move {
+    let mut broken = None;
+    let stop = async {
         let mut beat = tokio::time::interval(BEAT);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = beat.tick() => alive.beat(),
+                _ = beat.tick() => health.beat(),
+                // These never end but by a panic. Without them the webhook would grow old unseen; a new one starts anew.
+                Some(ended) = tasks.join_next() => {
+                    broken = Some(ended);
+                    break;
+                }
+            }
+            if serving.is_finished() {
+                break;
             }
         }
         info!(?farewell, "ending; requests are still answered until those who ask have heard of it");
-        alive.not_ready("ending", "it was told to end");
+        health.not_ready("ending", "it was told to end");
         draining.store(true, Ordering::Relaxed);
         tokio::time::sleep(farewell).await;
     };
@@ -174,5 +183,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // The server for metrics ends last, so that the last scrape sees everything.
     drop(end_telemetry);
     serving.await.context("the server for metrics and health ended early")??;
-    Ok(())
+    match broken {
+        None => Ok(()),
+        Some(Err(panic)) => Err(panic).context("what follows namespaces or keeps certificates ended"),
+        Some(Ok(())) => anyhow::bail!("what follows namespaces or keeps certificates ended"),
+    }
 }

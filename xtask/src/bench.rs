@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     /// Do less of everything: rough figures, to see that it works
     #[arg(long)]
     quick: bool,
-    /// Run this section only and print it (datapath, sockets, control, memory, agent, kube, large); may be repeated
+    /// Run this section only and print it (datapath, sockets, control, memory, webhook, agent, kube, large); may be repeated
     #[arg(long, value_name = "SECTION")]
     only: Vec<String>,
 }

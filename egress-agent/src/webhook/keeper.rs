@@ -100,7 +100,6 @@ impl Keeper {
     /// Returns what keeps the certificates at this place.
     #[must_use]
     pub fn new(client: Client, place: Place, served: Arc<Served>, health: Arc<Health>, clock: Clock) -> Self {
-        health.not_ready(NO_CERTIFICATE, "there is none yet");
         Self {
             secrets: Api::namespaced(client.clone(), &place.namespace),
             configurations: Api::all(client.clone()),
@@ -314,7 +313,6 @@ fn api(what: &'static str) -> impl FnOnce(kube::Error) -> Trouble {
 
 /// Shows the certificate in two files, and again whenever they change, for as long as the process lives.
 pub async fn follow_files(certificate: &Path, key: &Path, served: &Served, health: &Health) {
-    health.not_ready(NO_CERTIFICATE, "there is none yet");
     let read = async |path: &Path| {
         let read = tokio::task::spawn_blocking({
             let path = path.to_owned();

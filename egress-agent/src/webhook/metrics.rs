@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{namespaces::Namespaces, review::Verdict, served::Served};
-use crate::telemetry::metrics::{Description, Family, Histogram, Kind, Sample, Value};
+use crate::telemetry::metrics::{self, Description, Family, Histogram, Kind, Sample, Value};
 
 const REQUESTS: Description = Description {
     name: "egress_admission_requests",
@@ -133,9 +133,36 @@ impl Sources {
             KEEPING.single(Value::Whole(self.troubles.load(Ordering::Relaxed))),
             NAMESPACES.single(Value::Whole(namespaces as u64)),
             INTERRUPTIONS.single(Value::Whole(interruptions)),
+            metrics::build_info(env!("CARGO_PKG_VERSION"), option_env!("EGRESS_REVISION").unwrap_or("")),
         ];
         // Without a certificate there is no series: a zero would look like one that ended long ago.
         families.extend(self.served.expires().map(|expires| EXPIRY.single(Value::Whole(expires))));
         families
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Format;
+
+    #[test]
+    fn every_family_follows_the_rules_of_names_and_can_be_written() {
+        let served = Arc::new(Served::default());
+        let sources =
+            Sources { counts: Arc::default(), served, namespaces: Arc::default(), troubles: Arc::default() };
+        sources.counts.count(Verdict::Refused, Duration::from_millis(3));
+        let families = sources.families();
+        for family in families.iter().chain([&EXPIRY.single(Value::Whole(1))]) {
+            assert!(family.name.starts_with("egress_"), "{}", family.name);
+            if let Some(unit) = family.unit {
+                assert!(family.name.ends_with(&format!("_{unit}")), "{} ends with its unit", family.name);
+            }
+        }
+        let text = Format::Classic.write(&families);
+        assert!(text.contains("egress_admission_requests_total{verdict=\"refused\"} 1\n"), "{text}");
+        assert!(text.contains("egress_admission_requests_total{verdict=\"allowed\"} 0\n"), "{text}");
+        assert!(text.contains("egress_admission_seconds_bucket{le=\"0.005\"} 1\n"), "{text}");
+        assert!(!text.contains("egress_webhook_certificate_expiry"), "there is no certificate: {text}");
     }
 }

@@ -80,7 +80,6 @@ impl Namespaces {
 
     /// Follows the API server for as long as the process lives. What was heard stays when it cannot be reached.
     pub async fn follow(&self, client: Client, health: &Health) {
-        health.not_ready(NOT_HEARD, "the API server has not told of all namespaces yet");
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
         let config = watcher::Config::default().page_size(500);
         let mut events = Box::pin(watcher::watcher(api, config).default_backoff());

@@ -21,8 +21,19 @@ pub(crate) fn shape(scene: &Scene<'_>, name: &str) {
     // Where nobody asked for validation, nothing is.
     let open = format!("{name}-open");
     good(scene.server.namespace(&open, &[]));
-    keyless["metadata"]["namespace"] = open.into();
+    keyless["metadata"]["namespace"] = open.clone().into();
     assert!(scene.apply(&keyless).well);
+    // What was there before may be annotated, though not become another that is as bad.
+    let said = scene.kubectl(&["label", "namespace", &open, "egress-validation=enabled"], "");
+    assert!(said.well, "{}", said.text);
+    let mut other = keyless.clone();
+    other["metadata"]["name"] = "other".into();
+    until("validation is on", || !scene.apply(&other).well);
+    let said = scene.kubectl(&["-n", &open, "annotate", "configmap", "keyless", "seen=yes"], "");
+    assert!(said.well, "{}", said.text);
+    keyless["data"] = json!({ "policy.json": large });
+    let refused = scene.server.update(&keyless).expect_err("a change is judged");
+    assert!(format!("{refused:#}").contains("at most 524288"), "{refused:#}");
 }
 
 pub(crate) fn switch(scene: &Scene<'_>, name: &str) {
@@ -97,6 +108,10 @@ pub(crate) fn rights(scene: &Scene<'_>, _: &str) {
     ] {
         assert!(!can(may_not), "{may_not:?}");
     }
+    // A watch of the one Secret is a list of those with its name.
+    let one = ["get", "secrets", "-n", OWN, "--field-selector", "metadata.name=egress-webhook-certificates"];
+    let said = scene.kubectl_as(&kubeconfig, &one, "");
+    assert!(said.well, "{}", said.text);
     let path = format!("/api/v1/namespaces/{OWN}/secrets/egress-webhook-certificates");
     let secret = good(scene.server.request("GET", &path, JSON, &Value::Null));
     let mut keys: Vec<&str> =
