@@ -27,6 +27,7 @@ use crate::{
         index::{Change, Index, Object, ObjectKey},
         model::{Effect, Peer, Policy, PolicyKind, RulePart},
     },
+    rego,
 };
 
 /// The exit code when something was found.
@@ -39,8 +40,12 @@ const STANDARD_INPUT: &str = "<stdin>";
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Manifests, policy.json documents, and directories of them; - for standard input
-    #[arg(value_name = "PATH", required = true)]
+    #[arg(value_name = "PATH", required_unless_present = "test")]
     paths: Vec<PathBuf>,
+
+    /// Run the tests of policy as code in the PATHs, which are folders then; without one those of the shipped rules
+    #[arg(long, conflicts_with_all = ["output", "fail_on_warn"])]
+    test: bool,
 
     /// How to write the findings
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
@@ -149,6 +154,11 @@ struct Place {
 ///
 /// When the findings cannot be written.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.test {
+        let report = rego::test::run(&arguments.paths)?;
+        write!(io::stdout().lock(), "{report}").context("writing what the tests came to")?;
+        return Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) });
+    }
     let mut check = Check {
         now: clock::wall_seconds_and_fraction().0,
         rules: Rules::default(),
