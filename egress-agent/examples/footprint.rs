@@ -11,11 +11,12 @@ use std::{
 };
 
 use egress_agent::{
-    k8s::convert,
+    k8s::{convert, snapshot},
     policy::{
         changes::Changes,
-        cluster::{Addresses, NsName, Pod, Settings},
+        cluster::{Addresses, NsName, Pod, Service, Settings},
         compile::{Cache, compile_all, compile_all_cached},
+        demand::Demand,
         index::{Change, Index, Object},
     },
 };
@@ -101,6 +102,49 @@ fn pod(value: Value) -> Object {
     }
 }
 
+/// Prints what it costs to keep the state in a file: noting it, what the first change of each kind then pays, and writing it.
+#[expect(clippy::print_stdout, reason = "that is what it is for")]
+fn kept(index: &mut Index) {
+    let live = HEAP.restart();
+    let start = Instant::now();
+    let state = index.view();
+    let noted = start.elapsed();
+    let (id, pod) = index.cluster().pods.iter().next().expect("there are pods");
+    let (id, pod) = (NsName::from(id), pod.clone());
+    let (service, of_service) = index
+        .cluster()
+        .services
+        .iter()
+        .next()
+        .map(|(id, one)| (id.clone(), one.clone()))
+        .expect("and Services");
+    let start = Instant::now();
+    let moved = Pod { ips: Addresses { v4: Some([10, 99, 0, 1].into()), v6: None }, ..pod.clone() };
+    assert!(index.apply(Object::Pod(id.clone(), moved)).cluster);
+    let pod_changed = start.elapsed();
+    let start = Instant::now();
+    let fronted = Service { cluster_ips: vec![[10, 99, 0, 2].into()], ..of_service.clone() };
+    assert!(index.apply(Object::Service(service.clone(), fronted)).cluster);
+    let service_changed = start.elapsed();
+    println!(
+        "the state is noted in {noted:?}; a pod changes in {pod_changed:?} then, a Service in {service_changed:?}; {:.1} MB more",
+        megabytes(HEAP.peak.load(Relaxed)) - live
+    );
+    let folder = std::env::temp_dir().join(format!("footprint-{}", std::process::id()));
+    let start = Instant::now();
+    let written = snapshot::write(&state, &Demand::everything(), HERE, &folder, 0).expect("there is room");
+    println!(
+        "it is written in {:?}; {:.1} MB more at most",
+        start.elapsed(),
+        megabytes(HEAP.peak.load(Relaxed)) - live
+    );
+    written.commit().expect("there is room");
+    fs::remove_file(&folder).expect("it was written");
+    assert!(index.apply(Object::Pod(id, pod)).cluster);
+    assert!(index.apply(Object::Service(service, of_service)).cluster);
+    drop(index.take_changes());
+}
+
 #[expect(clippy::print_stdout, reason = "that is what it is for")]
 fn main() {
     let mut shape = Shape::LARGEST;
@@ -148,6 +192,7 @@ fn main() {
     assert!(change.any());
     println!("applied in {applying:?}; {:.1} MB live, {:.1} MB resident", HEAP.restart(), resident());
 
+    kept(&mut index);
     let settings = Settings::default();
     let local: Vec<NsName> = index.cluster().pods.local().map(|(id, _)| id.clone()).collect();
     let mut homes: Vec<String> =
