@@ -8,7 +8,7 @@ use std::{
     fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use tracing::{debug, error, info, warn};
 #[cfg(feature = "debug-log")]
 use crate::kernel::debug_log::DebugLog;
 use crate::{
+    check::{Judgement, Rules, Subject},
     heap,
     k8s::{
         client::{self, Access, Contact},
@@ -43,9 +44,9 @@ use crate::{
         compile::{self, Compiled, Unmatched},
         demand::{self, Demand},
         diff::Wanted,
-        document,
         finding::Finding,
         flow::Flow,
+        governance::Profile,
         index::{Change, InForce, Index, ParsePolicy},
         model::{PolicyId, PolicyKind},
         reference,
@@ -70,6 +71,9 @@ mod denials;
 mod kept;
 mod report;
 pub mod status;
+
+/// What policies are judged by here: nothing that is laid down for writing them.
+static RULES: LazyLock<Rules> = LazyLock::new(Rules::default);
 
 /// How to run; see the flags of `egress-agent agent`.
 #[derive(Clone, Debug)]
@@ -563,8 +567,11 @@ impl Node {
             started: clock::wall_seconds_and_fraction().0,
             cache: compile::Cache::default(),
             index: index(|id, text| {
-                let parsed = document::parse(id, text);
-                (parsed.policy, some(parsed.findings))
+                // Text and meaning decide. What else there is to say is told, in the words of the webhook.
+                let subject = Subject { id, text, old: None, profile: Profile::Off };
+                let now = clock::wall_seconds_and_fraction().0;
+                let Judgement { policy, findings } = RULES.judge(&subject, now);
+                (policy, some(findings))
             }),
             source: Source::Directory(DirectorySource::new(directory)),
             cgroups: BTreeMap::new(),

@@ -2,17 +2,22 @@
 //!
 //! The webhook, `egress-agent validate` and the agent ask [`Rules::judge`], so they say the same in the same words.
 
+use std::collections::HashSet;
+
 mod rules;
 #[cfg(test)]
 mod tests;
 
 pub use self::rules::{Facts, PolicyAsCode, RulesError};
-use crate::policy::{
-    cluster::NsName,
-    document::{self, Reading},
-    finding::{Finding, Severity},
-    governance::{self, Profile},
-    model::{Peer, Policy, Unresolved},
+use crate::{
+    policy::{
+        cluster::NsName,
+        document::{self, Reading},
+        finding::{Finding, Severity},
+        governance::{self, Kept, Profile},
+        model::{Peer, Policy, Unresolved},
+    },
+    rego::{self, Bundle, Violation},
 };
 
 /// What documents are judged by. The default judges text and meaning, and tells what has ended or soon will.
@@ -24,6 +29,8 @@ pub struct Rules {
     pub policy_as_code: PolicyAsCode,
     /// What is known of the cluster.
     pub cluster: Facts,
+    /// The rules of policy as code that are asked, one bundle after the other.
+    pub bundles: Vec<Bundle>,
 }
 
 /// A document to judge.
@@ -60,12 +67,80 @@ impl Rules {
     pub fn judge(&self, subject: &Subject<'_>, now: u64) -> Judgement {
         let mut reading = document::read(subject.id, subject.text);
         unresolved(&mut reading);
-        // What is laid down in the rules is compared with what was there; other profiles refuse nothing.
-        let old = subject.old.filter(|_| subject.profile == Profile::Required);
+        // Only what may refuse is compared with what was there.
+        let asked = subject.profile == Profile::Required || !self.bundles.is_empty();
+        let old = subject.old.filter(|_| asked);
         let old = old.and_then(|old| document::parse(subject.id, old).policy);
         governance::add(&self.governance, subject.profile, &mut reading, old.as_ref(), now);
+        if reading.policy.is_some() {
+            for bundle in &self.bundles {
+                self.ask(bundle, subject, &mut reading, old.as_ref(), now);
+            }
+        }
         Judgement { policy: reading.policy.take(), findings: reading.finish() }
     }
+
+    /// Adds what a bundle has against a document. What it had against the same entry before stays a warning, as long as that is neither
+    /// extended nor widened; what it does not answer is an error.
+    fn ask(
+        &self,
+        bundle: &Bundle,
+        subject: &Subject<'_>,
+        reading: &mut Reading<'_>,
+        old: Option<&Policy>,
+        now: u64,
+    ) {
+        let NsName { namespace, name } = subject.id;
+        let context = rego::Context { now, namespace, name, limit: self.policy_as_code.limit() };
+        let violations = match bundle.evaluate(subject.text, &context) {
+            Ok(violations) => violations,
+            Err(error) => {
+                let message = format!("Not judged: {error}");
+                let finding = finding(Severity::Error, String::new(), message, None);
+                reading.add(0, finding);
+                return;
+            }
+        };
+        let is_error = |violation: &&Violation| violation.severity == Severity::Error;
+        let before = match subject.old {
+            // Without an answer nothing is excused.
+            Some(text) if old.is_some() && violations.iter().any(|violation| is_error(&violation)) => {
+                bundle.evaluate(text, &context).unwrap_or_else(|_| Vec::new())
+            }
+            _ => Vec::new(),
+        };
+        let before: HashSet<(&str, &str)> =
+            before.iter().filter(is_error).map(|old| (old.id.as_str(), old.msg.as_str())).collect();
+        let mut found = Vec::new();
+        if let Some(policy) = &reading.policy {
+            let mut kept = Kept::new(policy, old);
+            for violation in violations {
+                let Violation { id, msg, path, severity, remediation } = violation;
+                let excused = before.contains(&(id.as_str(), msg.as_str()))
+                    && match rule_at(&path, reading) {
+                        Some(index) => kept.is_no_wider(&policy.rules[index]),
+                        None => true,
+                    };
+                let severity = if excused { Severity::Warning } else { severity };
+                let at = reading.find(&path);
+                let finding = Finding { rule: Some(id), ..finding(severity, path, msg, remediation) };
+                found.push((at, finding));
+            }
+        }
+        for (at, finding) in found {
+            reading.add(at, finding);
+        }
+    }
+}
+
+/// Returns which rule of the policy a path leads to.
+fn rule_at(path: &str, reading: &Reading<'_>) -> Option<usize> {
+    let end = path.find(']')? + 1;
+    reading.destinations.iter().position(|destination| destination.path == path[..end])
+}
+
+fn finding(severity: Severity, path: String, message: String, hint: Option<String>) -> Finding {
+    Finding { severity, path, line: 0, column: 0, message, hint, rule: None }
 }
 
 /// Longest message, in bytes.
@@ -132,15 +207,7 @@ fn unresolved(reading: &mut Reading<'_>) {
                 "Not resolved yet: {} matches nothing until the addresses of {what} are known",
                 rule.name
             );
-            let finding = Finding {
-                severity: Severity::Warning,
-                path: destination.path.clone(),
-                line: 0,
-                column: 0,
-                message,
-                hint: None,
-                rule: None,
-            };
+            let finding = finding(Severity::Warning, destination.path.clone(), message, None);
             found.push((destination.at, finding));
         }
     }

@@ -11,6 +11,7 @@ pub mod k8s;
 pub mod kernel;
 pub mod policy;
 pub mod rego;
+pub mod schema;
 pub mod telemetry;
 pub mod watch;
 pub mod webhook;

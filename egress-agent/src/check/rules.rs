@@ -7,10 +7,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::Rules;
-use crate::policy::{document::nearest, governance::Config};
+use crate::{
+    policy::{document::nearest, governance::Config},
+    rego::{self, Bundle},
+};
 
 /// Whether and how policy as code is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -37,7 +40,7 @@ impl PolicyAsCode {
 }
 
 /// What is known of the cluster, for policy as code to compare with.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Facts {
     /// Addresses of pods.
@@ -51,6 +54,10 @@ pub struct Facts {
     /// Where restricted data may go: names of destinations, prefixes and domains.
     pub approved_destinations: Vec<String>,
 }
+
+/// What of the shipped policy as code is governance. It is judged here already, by the profile of the namespace, and without
+/// forgetting what was there before.
+const GOVERNED: [&str; 6] = ["EGR-0010", "EGR-0011", "EGR-0012", "EGR-0014", "EGR-0016", "EGR-0017"];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -71,6 +78,9 @@ pub enum RulesError {
         /// Why.
         source: io::Error,
     },
+    /// Policy as code cannot be used.
+    #[error(transparent)]
+    Bundle(#[from] rego::Error),
     /// It says something that has no meaning.
     #[error("{}{place}: {message}", path.as_ref().map_or_else(|| "rules".into(), |path| path.to_string_lossy()))]
     Invalid {
@@ -114,7 +124,7 @@ impl Rules {
             RulesError::Invalid { path: _, place, message } => {
                 RulesError::Invalid { path: Some(path.to_owned()), place, message }
             }
-            other @ RulesError::Read { .. } => other,
+            other @ (RulesError::Read { .. } | RulesError::Bundle(_)) => other,
         })
     }
 
@@ -137,7 +147,42 @@ impl Rules {
             }
         };
         let File { governance, policy_as_code, cluster } = file;
-        Ok(Self { governance, policy_as_code, cluster })
+        let mut rules = Self { governance, policy_as_code, cluster, bundles: Vec::new() };
+        if policy_as_code.enabled {
+            rules.bundles.push(Bundle::builtin(&rules.settings())?);
+        }
+        Ok(rules)
+    }
+
+    /// Has the rules in a folder of policy as code asked, too, and the shipped ones if they are not yet.
+    ///
+    /// # Errors
+    ///
+    /// [`RulesError::Bundle`] if they cannot be used.
+    pub fn add_bundle(&mut self, folder: &Path) -> Result<(), RulesError> {
+        let settings = self.settings();
+        if self.bundles.is_empty() {
+            self.bundles.push(Bundle::builtin(&settings)?);
+        }
+        self.bundles.push(Bundle::load(folder, &settings)?);
+        Ok(())
+    }
+
+    /// Returns what the file says in the form that policy as code compares with.
+    fn settings(&self) -> serde_json::Value {
+        let Facts { pod_cidrs, service_cidrs, node_cidrs, environment, approved_destinations } =
+            &self.cluster;
+        let environment = if environment.is_empty() { "prod" } else { environment };
+        serde_json::json!({
+            "disabled": GOVERNED,
+            "cluster": {
+                "podCidrs": pod_cidrs,
+                "serviceCidrs": service_cidrs,
+                "nodeCidrs": node_cidrs,
+                "environment": environment,
+                "approvedDestinations": approved_destinations,
+            },
+        })
     }
 }
 

@@ -111,7 +111,8 @@ cluster:
 #[test]
 fn rules_are_read_from_yaml() {
     let rules = Rules::parse(RULES).expect("good rules");
-    let Rules { governance, policy_as_code, cluster } = &rules;
+    let Rules { governance, policy_as_code, cluster, bundles } = &rules;
+    assert_eq!(bundles.len(), 1);
     assert_eq!(governance.profile, Profile::Required);
     assert_eq!(governance.required, [Field::Owner, Field::DataClassification]);
     assert_eq!(governance.owners, ["team-payments", "team-*"]);
@@ -163,4 +164,68 @@ fn a_file_with_rules_is_named() {
     assert!(wrong.starts_with(&format!("{}:2:3: ", path.display())), "{wrong}");
     std::fs::write(&path, RULES).expect("it can be written");
     assert!(Rules::from_file(&path).is_ok());
+}
+
+const AS_CODE: &str = "policyAsCode: {enabled: true, limitMillis: 5000}\ncluster: {environment: prod}\n";
+
+#[test]
+fn policy_as_code_is_asked_and_forgives_what_was_there() {
+    let rules = Rules::parse(AS_CODE).expect("good rules");
+    let id = NsName::new("shop", "egress");
+    let judge = |old: Option<&str>, text: &str| {
+        let profile = Profile::Off;
+        rules.judge(&Subject { id: &id, text, old, profile }, NOW)
+    };
+    let ids = |judgement: &Judgement| -> Vec<(Severity, String, u32)> {
+        let of = |finding: &Finding| Some((finding.severity, finding.rule.clone()?, finding.line));
+        judgement.findings.iter().filter_map(of).filter(|(_, rule, _)| rule == "EGR-0001").collect()
+    };
+    let text =
+        "{\"allowedDestinations\": [\n{\"name\": \"all\", \"cidr\": \"0.0.0.0/0\", \"ports\": [443]}]}";
+    let fresh = judge(None, text);
+    assert!(fresh.refused() && fresh.policy.is_some());
+    assert_eq!(ids(&fresh), [(Severity::Error, "EGR-0001".to_owned(), 2)], "{:?}", fresh.findings);
+    let same = judge(Some(text), text);
+    assert_eq!(ids(&same), [(Severity::Warning, "EGR-0001".to_owned(), 2)], "{:?}", same.findings);
+    assert!(!same.refused(), "{:?}", same.message());
+    let wider = text.replace("[443]", "[443, 80]");
+    assert!(judge(Some(text), &wider).refused(), "another port is another matter");
+    assert!(!judge(Some(&wider), text).refused());
+    assert!(judge(Some("{"), text).refused());
+    let broken = judge(None, "{");
+    assert_eq!(
+        broken.findings.len(),
+        1,
+        "a text that is no document is not asked about: {:?}",
+        broken.findings
+    );
+}
+
+#[test]
+fn policy_as_code_leaves_governance_to_governance() {
+    let rules = Rules::parse(AS_CODE).expect("good rules");
+    let id = NsName::new("shop", "egress");
+    let text = r#"{"allowedDestinations": [{"name": "a", "cidr": "192.0.2.0/24", "ports": [443], "governance": {"reason": "temp", "expiry": "2020-01-01"}}]}"#;
+    let subject = Subject { id: &id, text, old: None, profile: Profile::Off };
+    let said: Vec<String> = rules.judge(&subject, NOW).findings.iter().map(Finding::to_string).collect();
+    assert!(said.len() == 1 && said[0].ends_with("[GOV-0012]"), "{said:?}");
+}
+
+#[test]
+fn policy_as_code_that_does_not_answer_refuses() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let rule = "package main\n\nimport rego.v1\n\ndeny contains \"no\" if {\n\tsome i in input.allowedDestinations\n\tsome j in input.allowedDestinations\n\tsome k in input.allowedDestinations\n\tsome l in input.allowedDestinations\n\ti.name == j.name\n\tk.name == l.name\n\ti.name == \"none\"\n}\n";
+    std::fs::write(folder.path().join("slow.rego"), rule).expect("it can be written");
+    let mut rules = Rules::parse("policyAsCode: {limitMillis: 1}").expect("good rules");
+    rules.add_bundle(folder.path()).expect("a good bundle");
+    assert_eq!(rules.bundles.len(), 2);
+    let id = NsName::new("shop", "egress");
+    let items: Vec<String> = (0..400)
+        .map(|n| format!(r#"{{"name": "n{n}", "cidr": "192.0.2.{}/32", "ports": [{}]}}"#, n % 256, n + 1))
+        .collect();
+    let text = format!(r#"{{"allowedDestinations": [{}]}}"#, items.join(","));
+    let judgement = rules.judge(&Subject { id: &id, text: &text, old: None, profile: Profile::Off }, NOW);
+    let message = judgement.message().expect("it is refused");
+    assert!(message.contains("Not judged: policy as code took longer than 1ms"), "{message}");
+    assert!(judgement.policy.is_some());
 }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod explain;
+pub mod schema;
 pub mod status;
 pub mod unload;
 pub mod validate;
@@ -32,6 +33,8 @@ enum Command {
     Agent(Box<agent::Arguments>),
     /// Tell the API server which policies may be written
     Webhook(Box<webhook::Arguments>),
+    /// Write the JSON Schema of the policy document
+    Schema,
     /// Say how this node's agent does: its pods, their policies, what is degraded
     Status(status::Arguments),
     /// Say what the policies say about flows, and why
@@ -51,6 +54,7 @@ pub fn run(cli: Cli) -> ExitCode {
             agent::run(&arguments)
         }
         Command::Webhook(arguments) => webhook::run(&arguments),
+        Command::Schema => schema::run(),
         Command::Status(arguments) => status::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),

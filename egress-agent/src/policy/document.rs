@@ -278,15 +278,7 @@ fn cidrs_of(rule: &Rule) -> usize {
 fn pod_selector(cx: &mut Context<'_>, fields: &Fields<'_>) -> Option<LabelSelector> {
     let slot = fields.get("podSelector")?;
     let selector = selectors::read(cx, &slot)?;
-    let written_empty = match &slot.node.value {
-        Value::Object(members) => members.iter().all(|member| match &member.value.value {
-            Value::Object(members) => members.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            _ => false,
-        }),
-        _ => false,
-    };
-    if written_empty {
+    if selectors::is_written_empty(&slot) {
         cx.warning(&slot, "An empty podSelector selects every pod of the namespace").hint =
             Some("leave it out if that is meant".into());
     }

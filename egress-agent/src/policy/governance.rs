@@ -11,9 +11,13 @@ mod update;
 use std::collections::HashMap;
 
 use egress_common::decide::{At, Clock as _};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{
+    Span, Timestamp,
+    civil::{Date, date},
+};
 
 pub use self::config::{Config, LongestDays, Pattern};
+pub(crate) use self::update::{Kept, port_is_in};
 use super::{
     document::{Destination, Reading, nearest, shown},
     finding::{Finding, Severity},
@@ -229,7 +233,7 @@ const DAY: u64 = 24 * 60 * 60;
 /// neither extended nor widened.
 pub fn add(config: &Config, profile: Profile, reading: &mut Reading<'_>, old: Option<&Policy>, now: u64) {
     let Some(policy) = &reading.policy else { return };
-    let mut kept = update::Kept::new(policy, old.filter(|_| profile == Profile::Required));
+    let mut kept = Kept::new(policy, old.filter(|_| profile == Profile::Required));
     let mut found = Found { profile, list: Vec::new(), inherited: HashMap::new() };
     for (rule, destination) in policy.rules.iter().zip(&reading.destinations) {
         let judged = Judged { config, rule, destination, now };
@@ -261,7 +265,7 @@ struct Judged<'a> {
 
 impl Judged<'_> {
     /// Says of a rule that it has ended, or soon will.
-    fn ends(&self, found: &mut Found, kept: &mut update::Kept<'_>) {
+    fn ends(&self, found: &mut Found, kept: &mut Kept<'_>) {
         let Self { config, rule, now, .. } = *self;
         let Some(expires) = rule.expires else { return };
         let name = &rule.name;
@@ -275,7 +279,7 @@ impl Judged<'_> {
         }
     }
 
-    fn fields(&self, found: &mut Found, kept: &mut update::Kept<'_>) {
+    fn fields(&self, found: &mut Found, kept: &mut Kept<'_>) {
         let Self { config, rule, now, .. } = *self;
         for field in &config.required {
             if value(rule, *field).is_none() {
@@ -390,23 +394,29 @@ fn few(list: &[String]) -> String {
     list.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ") + more
 }
 
-fn timestamp(second: u64) -> Option<Timestamp> {
-    i64::try_from(second).map_or(None, |second| Timestamp::from_second(second).map_or(None, Some))
-}
-
 /// Returns a second as a time in UTC.
 pub(crate) fn when(second: u64) -> String {
-    timestamp(second).map_or_else(|| format!("second {second}"), |time| time.to_string())
-}
-
-/// Returns the day of which the second before `end` is part.
-fn last_day(end: u64) -> String {
-    match timestamp(end.saturating_sub(1)) {
-        Some(time) => time.to_zoned(TimeZone::UTC).date().to_string(),
-        None => format!("second {end}"),
+    let time = i64::try_from(second).map(Timestamp::from_second);
+    match (time, day(second)) {
+        (Ok(Ok(time)), _) => time.to_string(),
+        // The last hours of the calendar are no timestamps, because some zone is beyond it by then.
+        (_, Some(day)) => day.to_string(),
+        (_, None) => format!("second {second}"),
     }
 }
 
+/// Returns the day, in UTC, of which a second is part; `None` after the year 9999.
+fn day(second: u64) -> Option<Date> {
+    let days = i32::try_from(second / DAY).map_or(None, Some)?;
+    let days = Span::new().try_days(days).map_or(None, Some)?;
+    date(1970, 1, 1).checked_add(days).map_or(None, Some)
+}
+
+/// Returns the last day that what ends at second `end` has a part of.
+fn last_day(end: u64) -> String {
+    day(end.saturating_sub(1)).map_or_else(|| format!("second {end}"), |day| day.to_string())
+}
+
 fn last_year(end: u64) -> i64 {
-    timestamp(end.saturating_sub(1)).map_or(i64::MAX, |time| time.to_zoned(TimeZone::UTC).year().into())
+    day(end.saturating_sub(1)).map_or(i64::MAX, |day| day.year().into())
 }

@@ -102,7 +102,7 @@ pub enum Effect {
 }
 
 /// What a rule permits (or forbids) to talk to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// Every address, IPv4 and IPv6 (a NetworkPolicy rule without `to`).
     Any,

@@ -287,9 +287,8 @@ fn pods(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Peer> {
     let (namespaces, pods) = (read(&namespace_slot), read(&pod_slot));
     let (namespaces, pods) = (namespaces?, pods?);
     if namespaces.is_none()
-        && let (Some(slot), Some(selector)) = (&pod_slot, &pods)
-        && selector.match_labels.is_empty()
-        && selector.match_expressions.is_empty()
+        && let Some(slot) = &pod_slot
+        && selectors::is_written_empty(slot)
     {
         cx.warning(slot, "An empty podSelector selects every pod of the policy's own namespace").hint =
             Some("add namespaceSelector for other namespaces".into());

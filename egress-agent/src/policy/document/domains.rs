@@ -5,13 +5,25 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
+
 use super::context::{Context, Slot, shown};
 
 /// Reads the pattern in `slot`.
 pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<String> {
     let text = cx.string(slot)?;
     match parse(text) {
-        Ok(domain) => Some(domain),
+        Ok(domain) => {
+            if !text.is_ascii() {
+                cx.warning(slot, format!("Domain {} is used as {domain}", shown(text))).hint =
+                    Some("DNS asks for that form".into());
+            }
+            if is_rented_out(&domain) {
+                let message = format!("{domain} names domains of everybody who rents one there");
+                cx.warning(slot, message).hint = Some("name your own domains below it".into());
+            }
+            Some(domain)
+        }
         Err((what, hint)) => {
             cx.error(slot, format!("Invalid domain: {} {what}", shown(text))).hint = hint;
             None
@@ -37,7 +49,10 @@ pub(super) fn read_list(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Vec<Str
 
 type Fault = (&'static str, Option<String>);
 
-/// Returns the pattern in lower case and without a final dot.
+/// Returns the pattern in lower case, in the form DNS asks for, and without a final dot.
+///
+/// The grammar is that of network-policy-api: `*.` in front stands for one or more labels, never for none, so that
+/// `*.example.com` is not `example.com`.
 pub(super) fn parse(text: &str) -> Result<String, Fault> {
     // What is proposed is shorter than the text, so that this ends.
     let meant = |candidate: &str| match candidate.len() < text.len() {
@@ -69,13 +84,7 @@ pub(super) fn parse(text: &str) -> Result<String, Fault> {
         let hint = meant(host).map(|hint| format!("{hint} The port belongs into ports"));
         return Err(("has a port", hint));
     }
-    if !text.is_ascii() {
-        return Err((
-            "has characters outside ASCII",
-            Some("write each such label in its form with xn--".into()),
-        ));
-    }
-    let domain = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let domain = ascii(text)?;
     if domain.len() > 253 {
         return Err(("is longer than 253 characters", None));
     }
@@ -119,10 +128,50 @@ pub(super) fn parse(text: &str) -> Result<String, Fault> {
             ("has only one label", Some("use service for a name inside the cluster".into()))
         });
     }
+    if wildcard && public_suffix(rest) == Some(psl::Type::Icann) {
+        return Err((
+            "is a public suffix: it names domains of everybody",
+            Some(format!("did you mean *.example.{rest}?")),
+        ));
+    }
     if rest.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit())) {
         return Err(("ends in a number, as no domain does", None));
     }
     Ok(domain)
+}
+
+/// Returns the pattern with each label in the form DNS asks for (UTS #46, not transitional), and without a final dot.
+fn ascii(text: &str) -> Result<String, Fault> {
+    let (star, name) = match text.strip_prefix("*.") {
+        Some(name) => ("*.", name),
+        None => ("", text),
+    };
+    let encoded =
+        name.split('.').any(|label| label.get(..4).is_some_and(|label| label.eq_ignore_ascii_case("xn--")));
+    let name = if name.is_ascii() && !encoded {
+        name.to_ascii_lowercase()
+    } else {
+        // The grammar that follows knows which ASCII may stand in a label.
+        let converted =
+            Uts46::new().to_ascii(name.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Check, DnsLength::Ignore);
+        converted.map(std::borrow::Cow::into_owned).map_err(|_: idna::Errors| match name.is_ascii() {
+            true => ("has a label with xn-- that stands for nothing", None),
+            false => ("has characters that no internationalized domain has", None),
+        })?
+    };
+    let domain = format!("{star}{name}");
+    Ok(domain.strip_suffix('.').map(str::to_owned).unwrap_or(domain))
+}
+
+/// Returns who runs the public suffix that `name` is: a registry, or somebody who rents out names below a domain of theirs.
+/// Names under top-level domains that the list does not know, such as `local`, are none.
+fn public_suffix(name: &str) -> Option<psl::Type> {
+    psl::suffix(name.as_bytes()).filter(|suffix| suffix.as_bytes().len() == name.len())?.typ()
+}
+
+/// Tells whether a pattern stands for the names below one of those domains.
+fn is_rented_out(pattern: &str) -> bool {
+    pattern.strip_prefix("*.").is_some_and(|rest| public_suffix(rest) == Some(psl::Type::Private))
 }
 
 #[cfg(test)]
@@ -138,6 +187,15 @@ mod tests {
             ("*.stripe.com", "*.stripe.com"),
             ("_dmarc.example.com", "_dmarc.example.com"),
             ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+            ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
+            ("bücher.example", "xn--bcher-kva.example"),
+            ("*.BÜCHER.example.", "*.xn--bcher-kva.example"),
+            ("_dmarc.bücher.example", "_dmarc.xn--bcher-kva.example"),
+            ("faß.example", "xn--fa-hia.example"),
+            ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
+            ("*.foo.local", "*.foo.local"),
+            ("*.github.io", "*.github.io"),
+            ("co.uk", "co.uk"),
             (long.as_str(), long.as_str()),
         ] {
             assert_eq!(parse(text).expect(text), expected);
@@ -156,10 +214,25 @@ mod tests {
             ("10.0.0.0/8", "is an address", Some("use cidr for it")),
             ("10.0.0.1:80", "is an address", Some("use cidr for it")),
             ("fd00::1", "is an address", Some("use cidr for it")),
+            ("xn--a.example", "has a label with xn-- that stands for nothing", None),
+            ("a\u{200d}b.example", "has characters that no internationalized domain has", None),
+            ("-ü.example", "has characters that no internationalized domain has", None),
+            ("ü!.example", "has a character that is not a letter, a digit, '-' or '_'", None),
             (
-                "bücher.example",
-                "has characters outside ASCII",
-                Some("write each such label in its form with xn--"),
+                "*ü.example.com",
+                "has a wildcard in the wrong place",
+                Some("a wildcard is the whole first label, such as in *.example.com"),
+            ),
+            ("ü..example", "has an empty label", None),
+            (
+                "*.co.uk",
+                "is a public suffix: it names domains of everybody",
+                Some("did you mean *.example.co.uk?"),
+            ),
+            (
+                "*.公司.cn",
+                "is a public suffix: it names domains of everybody",
+                Some("did you mean *.example.xn--55qx5d.cn?"),
             ),
             ("*", "names every domain", Some("use entity world for every address outside the cluster")),
             (

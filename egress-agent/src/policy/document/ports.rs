@@ -24,6 +24,7 @@ pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>, named: bool) -> Option
     }
     let mut seen = HashSet::new();
     let mut list = Vec::with_capacity(items.len());
+    let mut items_of = Vec::with_capacity(items.len());
     for item in items {
         let Some(spec) = item_of(cx, &item) else { continue };
         if let PortMatch::Name(name) = &spec.port
@@ -33,11 +34,43 @@ pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>, named: bool) -> Option
                 Some("give its number".into());
         } else if seen.insert(spec.clone()) {
             list.push(spec);
+            items_of.push(item);
         } else {
             cx.warning(&item, format!("Duplicate port: {}", written(&spec)));
         }
     }
+    overlaps(cx, &items_of, &list);
     Some(Ports::List(list))
+}
+
+/// Warns of ranges that share ports with another one of the list. Each is told at most once.
+fn overlaps(cx: &mut Context<'_>, items: &[Slot<'_>], list: &[PortSpec]) {
+    let mut ranges: Vec<(Protocol, u16, u16, usize)> = Vec::new();
+    for (index, spec) in list.iter().enumerate() {
+        match spec.port {
+            PortMatch::Any => ranges.push((spec.protocol, 0, u16::MAX, index)),
+            PortMatch::Range(first, last) => ranges.push((spec.protocol, first, last, index)),
+            PortMatch::Name(_) => {}
+        }
+    }
+    ranges.sort_by_key(|&(protocol, first, last, index)| (protocol, first, std::cmp::Reverse(last), index));
+    let mut before: Option<(Protocol, u16, usize)> = None;
+    for (protocol, first, last, index) in ranges {
+        match before {
+            Some((same, end, outer)) if same == protocol && first <= end => {
+                let (inner, outer) = (written(&list[index]), written(&list[outer]));
+                let message = match last <= end {
+                    true => format!("Port {inner} lies inside {outer} of the same list"),
+                    false => format!("Ports {inner} overlap {outer} of the same list"),
+                };
+                cx.warning(&items[index], message);
+            }
+            _ => {}
+        }
+        if before.is_none_or(|(same, end, _)| same != protocol || last > end) {
+            before = Some((protocol, last, index));
+        }
+    }
 }
 
 /// Returns the shortest spelling of an item.

@@ -1,6 +1,9 @@
 //! Label selectors and the names of Kubernetes.
 
-use super::context::{Context, Slot, shown};
+use super::{
+    context::{Context, Slot, shown},
+    json::Value,
+};
 use crate::policy::model::{LabelSelector, Operator, Requirement};
 
 /// Reads a label selector.
@@ -24,6 +27,18 @@ pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<LabelSelecto
         selector.match_expressions = items.iter().filter_map(|item| requirement(cx, item)).collect();
     }
     Some(selector)
+}
+
+/// Tells whether a selector is written without any condition. One whose conditions are wrong is not.
+pub(super) fn is_written_empty(slot: &Slot<'_>) -> bool {
+    match &slot.node.value {
+        Value::Object(members) => members.iter().all(|member| match &member.value.value {
+            Value::Object(members) => members.is_empty(),
+            Value::Array(items) => items.is_empty(),
+            _ => false,
+        }),
+        _ => false,
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -639,6 +639,54 @@ const DESTINATIONS: &[(&str, &[&str])] = &[
         ],
     ),
     (r#""cidr": "169.254.0.0/16", "except": ["169.254.169.254/32"]"#, &[]),
+    (
+        r#""cidr": "11.0.0.0/8", "ports": [443]"#,
+        &[
+            "warning: Wide: a opens 16777216 IPv4 addresses of the internet (allowedDestinations[0].cidr, line 2 column 23); name the prefixes that are needed",
+        ],
+    ),
+    (r#""cidr": "11.0.0.0/16", "ports": [443]"#, &[]),
+    (r#""cidr": "11.0.0.0/15", "except": ["11.1.0.0/16"], "ports": [443]"#, &[]),
+    (
+        r#""cidrs": ["11.0.0.0/16", "12.0.0.0/16", "10.0.0.0/8"], "ports": [443]"#,
+        &[
+            "warning: Wide: a opens 131072 IPv4 addresses of the internet (allowedDestinations[0], line 2 column 1); name the prefixes that are needed",
+        ],
+    ),
+    (
+        r#""cidrs": ["2001:db8::/31", "2600::/32"], "ports": [443]"#,
+        &[
+            "warning: Wide: a opens 8589934592 IPv6 networks of /64 of the internet (allowedDestinations[0].cidrs[0], line 2 column 25); name the prefixes that are needed",
+        ],
+    ),
+    (
+        r#""domain": "Bücher.example""#,
+        &[
+            "warning: Domain Bücher.example is used as xn--bcher-kva.example (allowedDestinations[0].domain, line 2 column 25); DNS asks for that form",
+        ],
+    ),
+    (
+        r#""domain": "*.s3.amazonaws.com""#,
+        &[
+            "warning: *.s3.amazonaws.com names domains of everybody who rents one there (allowedDestinations[0].domain, line 2 column 25); name your own domains below it",
+        ],
+    ),
+    (r#""domain": "*.my-bucket.s3.amazonaws.com""#, &[]),
+    (
+        r#""domains": ["*.co.uk"]"#,
+        &[
+            "Invalid domain: *.co.uk is a public suffix: it names domains of everybody (allowedDestinations[0].domains[0], line 2 column 27); did you mean *.example.co.uk?",
+        ],
+    ),
+    (
+        r#""entity": "node", "ports": ["80-90", 85, "88-95", "90/UDP", "UDP"]"#,
+        &[
+            "warning: Port 85/TCP lies inside 80-90/TCP of the same list (allowedDestinations[0].ports[1], line 2 column 52)",
+            "warning: Ports 88-95/TCP overlap 80-90/TCP of the same list (allowedDestinations[0].ports[2], line 2 column 56)",
+            "warning: Port 90/UDP lies inside UDP of the same list (allowedDestinations[0].ports[3], line 2 column 65)",
+        ],
+    ),
+    (r#""entity": "node", "ports": ["80-90", "91-95", "80/UDP"]"#, &[]),
 ];
 
 #[test]
@@ -847,6 +895,83 @@ fn findings_of_others_stand_in_the_order_of_the_text() {
     let expected =
         ["first (line 1 column 10) [R]", "second (line 1 column 10) [R]", "third (line 1 column 93) [R]"];
     assert_eq!(said, expected);
+}
+
+#[test]
+fn what_another_destination_allows_already_is_told() {
+    let said_of = |a: &str, b: &str| {
+        let text =
+            format!("{{\"allowedDestinations\": [\n{{\"name\": \"a\", {a}}},\n{{\"name\": \"b\", {b}}}]}}");
+        said(&text).into_iter().filter(|said| said.contains("adds nothing: ")).collect::<Vec<_>>()
+    };
+    let second = "warning: b adds nothing: a allows all of it (allowedDestinations[1], line 3 column 1); remove it, or narrow a";
+    let first = "warning: a adds nothing: b allows all of it (allowedDestinations[0], line 2 column 1); remove it, or narrow b";
+    let net = r#""cidr": "10.0.0.0/24""#;
+    for (a, b, expected) in [
+        (net, net, Some(second)),
+        (r#""cidr": "10.0.0.0/23""#, r#""cidr": "10.0.1.0/24", "ports": [443]"#, Some(second)),
+        (r#""cidr": "10.0.1.0/24""#, r#""cidrs": ["10.0.0.0/23", "10.9.0.0/24"]"#, Some(first)),
+        (r#""cidr": "10.0.0.0/23", "except": ["10.0.1.128/25"]"#, r#""cidr": "10.0.1.0/24""#, None),
+        (r#""cidr": "10.0.0.0/23", "ports": [443]"#, r#""cidr": "10.0.1.0/24""#, None),
+        (
+            r#""cidr": "10.0.0.0/23", "ports": ["400-500"]"#,
+            r#""cidr": "10.0.1.0/24", "ports": [443]"#,
+            Some(second),
+        ),
+        (r#""cidr": "10.0.0.0/23", "governance": {"expiry": "2030-01-01"}"#, net, None),
+        (net, r#""cidr": "10.0.0.0/25", "governance": {"expiry": "2030-01-01"}"#, Some(second)),
+        (r#""entity": "world""#, r#""entity": "world""#, Some(second)),
+        (r#""entity": "world", "ports": [443]"#, r#""entity": "world""#, Some(first)),
+        (r#""entity": "world""#, r#""entity": "node""#, None),
+        (r#""domain": "a.com""#, r#""domain": "a.com""#, Some(second)),
+        (r#""service": {"name": "x"}"#, r#""service": {"name": "x", "namespace": "shop"}"#, Some(second)),
+    ] {
+        let expected: Vec<&str> = expected.into_iter().collect();
+        assert_eq!(said_of(a, b), expected, "{a} and {b}");
+    }
+    let both = r#"{"allowedDestinations": [{"name": "a", "entity": "node", "ports": [1]}], "deniedDestinations": [{"name": "b", "entity": "node"}]}"#;
+    assert_eq!(
+        said(both),
+        ["warning: a can never match: b denies all of it (allowedDestinations[0], line 1 column 26)"]
+    );
+}
+
+/// Documents that make each kind of check work hard end soon. The bound is for a build without optimisation on a busy machine.
+#[test]
+fn large_documents_end_soon() {
+    let list =
+        |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
+    let documents = [
+        // Each a prefix inside the ones before it, and each of another port: none covers another.
+        list(MAX_DESTINATIONS, &|n| {
+            format!(r#"{{"name":"{n}","cidr":"{:x}::/{}","ports":[{}]}}"#, 0x2600, 16 + n % 112, n + 1)
+        }),
+        list(8, &|n| {
+            let nets = list(7000, &|k| format!("\"{}.{}.0.0/16\"", k % 256, (k / 256) * 8 + n % 8));
+            format!(r#"{{"name":"{n}","cidrs":[{nets}]}}"#)
+        }),
+        list(4000, &|n| {
+            let ports = list(40, &|k| format!("\"{}-{}\"", k + 1 + n % 7, 60_000 - k));
+            format!(r#"{{"name":"{n}","entity":"world","ports":[{ports}]}}"#)
+        }),
+        list(9000, &|n| format!(r#"{{"name":"{n}","domain":"*.büchér{n}.github.io"}}"#)),
+    ];
+    for items in documents {
+        let text =
+            format!(r#"{{"allowedDestinations":[{}]}}"#, items.chars().take(1_000_000).collect::<String>());
+        let text = if items.len() > 1_000_000 {
+            let end = text.rfind("},{\"name\"").expect("there are some");
+            format!("{}}}]}}", &text[..end])
+        } else {
+            text
+        };
+        let start = std::time::Instant::now();
+        let parsed = parse(&id(), &text);
+        let took = start.elapsed();
+        assert!(parsed.policy.is_some(), "{:?}", parsed.findings.first().map(Finding::to_string));
+        println!("{} bytes: {took:?}", text.len());
+        assert!(took < std::time::Duration::from_secs(10), "{took:?} for {}", &text[..100]);
+    }
 }
 
 proptest! {

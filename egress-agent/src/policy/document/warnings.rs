@@ -12,7 +12,11 @@ use super::{
     context::{Context, Fields, Slot},
     destination::Entry,
 };
-use crate::policy::model::{DefaultAction, Effect, Peer, PortMatch, PortSpec, Ports, Protocol, Rule};
+use crate::policy::{
+    addresses::{Addresses, Count},
+    governance::port_is_in,
+    model::{DefaultAction, Effect, Peer, PortMatch, PortSpec, Ports, Protocol, Rule},
+};
 
 /// Where nodes of the clouds hand out credentials, on port 80.
 const METADATA: [IpAddr; 2] = [
@@ -20,8 +24,11 @@ const METADATA: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
 ];
 
-/// Denied destinations looked at for one allowed prefix, at most.
+/// Destinations with one prefix that are remembered, at most.
 const LOOKED_AT: usize = 8;
+
+/// Destinations compared with one other, at most. What is beyond only withholds a warning.
+const MOST_LOOKED_AT: usize = 32;
 
 /// Adds the warnings that take more than one field to see.
 pub(super) fn add(
@@ -33,7 +40,8 @@ pub(super) fn add(
     entries: &[Entry],
 ) {
     whole(cx, root, fields, default_action, cluster_dns, entries);
-    let denied = Denied::new(entries);
+    let denied = Covers::new(entries, Effect::Deny);
+    let allowed = Covers::new(entries, Effect::Allow);
     for entry in entries.iter().filter(|entry| entry.rule.effect == Effect::Allow) {
         wide(cx, entry);
         metadata(cx, entry, &denied);
@@ -44,6 +52,14 @@ pub(super) fn add(
                 entry.path.clone(),
                 format!("{name} can never match: {denying} denies all of it"),
             );
+        } else if let Some(rule) = allowed.covering(entry) {
+            let (name, wider) = (&entry.rule.name, &rule.name);
+            cx.warning_at(
+                entry.at,
+                entry.path.clone(),
+                format!("{name} adds nothing: {wider} allows all of it"),
+            )
+            .hint = Some(format!("remove it, or narrow {wider}"));
         }
     }
 }
@@ -77,18 +93,60 @@ fn whole(
     }
 }
 
+/// Most public addresses that a destination may open without a warning: those of a /16 and of a /32 of IPv6.
+const WIDE: Count = Count { v4: 1 << 16, v6: 1 << 96 };
+
 fn wide(cx: &mut Context<'_>, entry: &Entry) {
+    let mut whole = (false, false);
     for place in entry.places.iter().filter(|place| place.net.prefix_len() == 0) {
         let family = match place.net {
-            IpNet::V4(_) => "IPv4",
-            IpNet::V6(_) => "IPv6",
+            IpNet::V4(_) => {
+                whole.0 = true;
+                "IPv4"
+            }
+            IpNet::V6(_) => {
+                whole.1 = true;
+                "IPv6"
+            }
         };
         cx.warning_at(place.at, place.path.clone(), format!("{} allows every {family} address", place.net))
             .hint = Some("entity world names those outside the cluster".into());
     }
+    let size = |net: &IpNet| match net {
+        IpNet::V4(net) => Count { v4: 1 << (32 - net.prefix_len()), v6: 0 },
+        IpNet::V6(net) => {
+            Count { v4: 0, v6: 1_u128.checked_shl(128 - u32::from(net.prefix_len())).unwrap_or(u128::MAX) }
+        }
+    };
+    let sum = entry
+        .places
+        .iter()
+        .map(|place| size(&place.net))
+        .fold(Count::default(), |sum, one| Count { v4: sum.v4 + one.v4, v6: sum.v6.saturating_add(one.v6) });
+    if (whole.0 || sum.v4 <= WIDE.v4) && (whole.1 || sum.v6 <= WIDE.v6) {
+        return;
+    }
+    let count = Addresses::of_peer(&entry.rule.peers[0]).public().count();
+    let wide = Count {
+        v4: if !whole.0 && count.v4 > WIDE.v4 { count.v4 } else { 0 },
+        v6: if !whole.1 && count.v6 > WIDE.v6 { count.v6 } else { 0 },
+    };
+    if !wide.is_zero() {
+        // Of prefixes that are wide only together, none is the one.
+        let widest = entry.places.iter().find(|place| {
+            let long = match place.net {
+                IpNet::V4(net) => wide.v4 == 0 || net.prefix_len() >= 16,
+                IpNet::V6(net) => wide.v6 == 0 || net.prefix_len() >= 32,
+            };
+            !long && !Addresses::of_nets([&place.net]).public().is_empty()
+        });
+        let (at, path) = widest.map_or((entry.at, &entry.path), |place| (place.at, &place.path));
+        cx.warning_at(at, path.clone(), format!("Wide: {} opens {wide} of the internet", entry.rule.name))
+            .hint = Some("name the prefixes that are needed".into());
+    }
 }
 
-fn metadata(cx: &mut Context<'_>, entry: &Entry, denied: &Denied<'_>) {
+fn metadata(cx: &mut Context<'_>, entry: &Entry, denied: &Covers<'_>) {
     let Peer::Cidrs { except, .. } = &entry.rule.peers[0] else { return };
     let http = Ports::List(vec![PortSpec { protocol: Protocol::Tcp, port: PortMatch::Range(80, 80) }]);
     if !includes(&entry.rule.ports, &http) {
@@ -108,44 +166,67 @@ fn metadata(cx: &mut Context<'_>, entry: &Entry, denied: &Denied<'_>) {
     }
 }
 
-/// The denied prefixes, to be found from those inside them.
-struct Denied<'e> {
-    /// With what it names and what it excepts.
+/// The destinations of one effect, to be found from those inside them.
+struct Covers<'e> {
+    /// With what it names and what it excepts, where those are prefixes.
     rules: Vec<(&'e Rule, Set, Set)>,
     /// Positions in `rules`.
     by_net: HashMap<IpNet, Vec<usize>>,
+    /// Positions in `rules` of what is no prefixes.
+    by_peer: HashMap<&'e Peer, Vec<usize>>,
 }
 
-impl<'e> Denied<'e> {
-    fn new(entries: &'e [Entry]) -> Self {
+impl<'e> Covers<'e> {
+    fn new(entries: &'e [Entry], effect: Effect) -> Self {
         let mut rules = Vec::new();
         let mut by_net: HashMap<IpNet, Vec<usize>> = HashMap::new();
-        for Entry { rule, .. } in entries.iter().filter(|entry| entry.rule.effect == Effect::Deny) {
-            let Peer::Cidrs { cidrs, except } = &rule.peers[0] else { continue };
-            for cidr in cidrs {
-                let here = by_net.entry(*cidr).or_default();
+        let mut by_peer: HashMap<&Peer, Vec<usize>> = HashMap::new();
+        for Entry { rule, .. } in entries.iter().filter(|entry| entry.rule.effect == effect) {
+            let note = |here: &mut Vec<usize>| {
                 if here.len() < LOOKED_AT {
                     here.push(rules.len());
                 }
-            }
-            rules.push((rule, Set::new(cidrs.iter().copied()), Set::new(except.iter().copied())));
+            };
+            let (all, carved) = match &rule.peers[0] {
+                Peer::Cidrs { cidrs, except } => {
+                    cidrs.iter().for_each(|cidr| note(by_net.entry(*cidr).or_default()));
+                    (Set::new(cidrs.iter().copied()), Set::new(except.iter().copied()))
+                }
+                peer => {
+                    note(by_peer.entry(peer).or_default());
+                    (Set::default(), Set::default())
+                }
+            };
+            rules.push((rule, all, carved));
         }
-        Self { rules, by_net }
+        Self { rules, by_net, by_peer }
     }
 
-    /// Returns the first rule found that denies all of `nets` at all of `ports`, at least until `expires`.
-    fn covering_of(&self, nets: &[IpNet], ports: &Ports, expires: Option<u64>) -> Option<&'e Rule> {
+    /// Returns the first rule found that names all of `nets` at all of `ports`, at least until `expires`. Of rules that are as wide as `own`
+    /// only those before it count.
+    fn covering_of(
+        &self,
+        nets: &[IpNet],
+        ports: &Ports,
+        expires: Option<u64>,
+        own: Option<&Rule>,
+    ) -> Option<&'e Rule> {
         let first = nets.first()?;
         let mut outer = Some(*first);
+        let mut looked = 0;
         while let Some(net) = outer {
-            let here = self.by_net.get(&net).into_iter().flatten().map(|&index| &self.rules[index]);
-            let found = here.into_iter().find(|(rule, all, carved)| {
-                rule.expires.unwrap_or(u64::MAX) >= expires.unwrap_or(u64::MAX)
-                    && includes(&rule.ports, ports)
-                    && nets.iter().all(|net| all.contains(net) && !carved.overlaps(net))
-            });
-            if let Some((rule, ..)) = found {
-                return Some(rule);
+            for (rule, all, carved) in
+                self.by_net.get(&net).into_iter().flatten().map(|&index| &self.rules[index])
+            {
+                looked += 1;
+                let covers = may_cover(rule, ports, expires, own)
+                    && nets.iter().all(|net| all.contains(net) && !carved.overlaps(net));
+                if covers {
+                    return Some(rule);
+                }
+                if looked == MOST_LOOKED_AT {
+                    return None;
+                }
             }
             outer = net.supernet();
         }
@@ -153,15 +234,36 @@ impl<'e> Denied<'e> {
     }
 
     fn covering(&self, entry: &Entry) -> Option<&'e Rule> {
-        match &entry.rule.peers[0] {
-            Peer::Cidrs { cidrs, .. } => self.covering_of(cidrs, &entry.rule.ports, entry.rule.expires),
-            _ => None,
+        let own = &entry.rule;
+        match &own.peers[0] {
+            Peer::Cidrs { cidrs, .. } => self.covering_of(cidrs, &own.ports, own.expires, Some(own)),
+            peer => {
+                let same = self.by_peer.get(peer).into_iter().flatten().map(|&index| self.rules[index].0);
+                same.into_iter().find(|rule| may_cover(rule, &own.ports, own.expires, Some(own)))
+            }
         }
     }
 
     fn denies(&self, net: &IpNet, ports: &Ports, expires: Option<u64>) -> bool {
-        self.covering_of(&[*net], ports, expires).is_some()
+        self.covering_of(&[*net], ports, expires, None).is_some()
     }
+}
+
+/// Tells whether `rule` may make another one superfluous as far as ports and time go: it is not that one, and if they say the same
+/// it is the one that stands first.
+fn may_cover(rule: &Rule, ports: &Ports, expires: Option<u64>, own: Option<&Rule>) -> bool {
+    let until = |expires: Option<u64>| expires.unwrap_or(u64::MAX);
+    if until(rule.expires) < until(expires) || !includes(&rule.ports, ports) {
+        return false;
+    }
+    own.is_none_or(|own| {
+        let same = rule.effect == own.effect
+            && rule.expires == own.expires
+            && rule.peers == own.peers
+            && includes(&own.ports, &rule.ports);
+        // Rules of a document lie in one list, in the order of the text.
+        !std::ptr::eq(rule, own) && (!same || std::ptr::from_ref(rule) < std::ptr::from_ref(own))
+    })
 }
 
 /// Tells whether some item of `outer` holds each item of `inner` whole.
@@ -173,16 +275,5 @@ fn includes(outer: &Ports, inner: &Ports) -> bool {
     };
     // Bounded like the rest: a longer list is not looked at, which only withholds a warning.
     outer.len() * inner.len() <= 1024
-        && inner.iter().all(|inner| {
-            outer.iter().any(|outer| {
-                outer.protocol == inner.protocol
-                    && match (&outer.port, &inner.port) {
-                        (PortMatch::Any, _) => true,
-                        (PortMatch::Range(first, last), PortMatch::Range(from, to)) => {
-                            first <= from && to <= last
-                        }
-                        (outer, inner) => outer == inner,
-                    }
-            })
-        })
+        && inner.iter().all(|inner| outer.iter().any(|outer| port_is_in(inner, outer)))
 }

@@ -9,14 +9,14 @@ use crate::policy::{
 };
 
 /// The entries of the policy before, and what is known of those that are looked at.
-pub(super) struct Kept<'p> {
+pub(crate) struct Kept<'p> {
     old: HashMap<&'p str, &'p Rule>,
     /// The rule looked at last, by its name, and whether it is no wider.
     last: Option<(String, bool)>,
 }
 
 impl<'p> Kept<'p> {
-    pub(super) fn new(policy: &Policy, old: Option<&'p Policy>) -> Self {
+    pub(crate) fn new(policy: &Policy, old: Option<&'p Policy>) -> Self {
         // A policy that comes to hold for other pods, or in earnest, opens all of its entries anew.
         let old = old.filter(|old| {
             (policy.selector == old.selector || old.selector.is_empty())
@@ -27,7 +27,7 @@ impl<'p> Kept<'p> {
     }
 
     /// Tells whether an entry of this name was there and reached as far, for as long.
-    pub(super) fn is_no_wider(&mut self, rule: &Rule) -> bool {
+    pub(crate) fn is_no_wider(&mut self, rule: &Rule) -> bool {
         let Some(old) = self.old.get(rule.name.as_str()) else { return false };
         match &self.last {
             Some((name, known)) if *name == rule.name => *known,
@@ -99,7 +99,7 @@ fn ports_are_in(new: &Ports, old: &Ports) -> bool {
 }
 
 /// Tells whether `outer` names every port that `inner` does.
-pub(in crate::policy) fn port_is_in(inner: &PortSpec, outer: &PortSpec) -> bool {
+pub(crate) fn port_is_in(inner: &PortSpec, outer: &PortSpec) -> bool {
     inner.protocol == outer.protocol
         && match (&inner.port, &outer.port) {
             (_, PortMatch::Any) => true,
