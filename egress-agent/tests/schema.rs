@@ -77,15 +77,14 @@ fn schema_and_parser_agree() {
             (true, true) => {}
             (false, false) => both += 1,
             (true, false) => {
-                differences += &format!("{}: only the schema says {}\n", case.name, faults.join("; "))
+                differences += &format!("{}: only the schema says {}\n", case.name, faults.join("; "));
             }
             (false, true) => {
                 for error in errors {
-                    match MEANING.iter().find(|start| error.message.starts_with(**start)) {
-                        Some(start) => {
-                            used.insert(*start);
-                        }
-                        None => differences += &format!("{}: only the parser says {error}\n", case.name),
+                    if let Some(start) = MEANING.iter().find(|start| error.message.starts_with(**start)) {
+                        used.insert(*start);
+                    } else {
+                        differences += &format!("{}: only the parser says {error}\n", case.name);
                     }
                 }
             }

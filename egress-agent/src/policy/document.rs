@@ -18,12 +18,12 @@ mod warnings;
 
 use std::collections::HashMap;
 
+pub(crate) use self::context::{nearest, shown};
 use self::{
     context::{Context, Fields, Slot},
     destination::Entry,
     json::{Node, Value},
 };
-pub(crate) use self::context::{nearest, shown};
 use super::{
     cluster::NsName,
     finding::{Finding, Severity},
@@ -106,7 +106,7 @@ pub fn read<'t>(id: &NsName, text: &'t str) -> Reading<'t> {
 /// `allowedDestinations[1].cidr`, or of the nearest value around it that is there; `None` if the text is no JSON.
 #[must_use]
 pub fn position(text: &str, path: &str) -> Option<(u32, u32)> {
-    let root = json::parse(text).map_or(None, Some)?;
+    let Ok(root) = json::parse(text) else { return None };
     Some(Context::new(text).place(find(&root, path).span.start))
 }
 

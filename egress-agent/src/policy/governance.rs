@@ -407,9 +407,10 @@ pub(crate) fn when(second: u64) -> String {
 
 /// Returns the day, in UTC, of which a second is part; `None` after the year 9999.
 fn day(second: u64) -> Option<Date> {
-    let days = i32::try_from(second / DAY).map_or(None, Some)?;
-    let days = Span::new().try_days(days).map_or(None, Some)?;
-    date(1970, 1, 1).checked_add(days).map_or(None, Some)
+    let Ok(days) = i32::try_from(second / DAY) else { return None };
+    let Ok(since) = Span::new().try_days(days) else { return None };
+    let Ok(day) = date(1970, 1, 1).checked_add(since) else { return None };
+    Some(day)
 }
 
 /// Returns the last day that what ends at second `end` has a part of.
