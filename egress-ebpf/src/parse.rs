@@ -33,7 +33,7 @@ pub struct Packet {
     pub destination_port_be: u16,
     /// Protocol number off the wire.
     pub protocol: u8,
-    /// Flag bits of TCP; 0 for other protocols.
+    /// Flag bits of TCP; means nothing for other protocols.
     pub tcp_flags: u8,
     /// Whether it is IPv6.
     pub ipv6: bool,
@@ -96,6 +96,9 @@ const FRAGMENT: u32 = 2;
 const SOURCE_ROUTE: u32 = 3;
 
 /// IPv4 without options, TCP or UDP, all of it in the linear part: nearly every packet.
+///
+/// The protocol is read a second time, and is what UDP has for flags. A constant instead would hold in one branch only, and the verifier
+/// would walk everything that follows once for each: on Linux 6.1 that was twice the work.
 #[inline(always)]
 fn plain_v4(skb: Skb, packet: &mut Packet) -> bool {
     let bytes = skb.linear();
@@ -112,10 +115,12 @@ fn plain_v4(skb: Skb, packet: &mut Packet) -> bool {
             return false;
         }
         packet.tcp_flags = bytes.read::<u8>(33);
-    } else if protocol != UDP || total < 28 {
+    } else if protocol == UDP && total >= 28 {
+        packet.tcp_flags = bytes.read::<u8>(9);
+    } else {
         return false;
     }
-    packet.protocol = protocol;
+    packet.protocol = bytes.read::<u8>(9);
     packet.source = [0, 0, V4_MAPPED_WORD, bytes.read::<u32>(12)];
     packet.destination = [0, 0, V4_MAPPED_WORD, bytes.read::<u32>(16)];
     packet.source_port_be = bytes.read::<u16>(20);
@@ -124,7 +129,7 @@ fn plain_v4(skb: Skb, packet: &mut Packet) -> bool {
     true
 }
 
-/// IPv6 without extension headers, TCP or UDP, all of it in the linear part.
+/// IPv6 without extension headers, TCP or UDP, all of it in the linear part. Reads the protocol twice as [`plain_v4`] does.
 #[inline(always)]
 fn plain_v6(skb: Skb, packet: &mut Packet) -> bool {
     let bytes = skb.linear();
@@ -137,10 +142,12 @@ fn plain_v6(skb: Skb, packet: &mut Packet) -> bool {
             return false;
         }
         packet.tcp_flags = bytes.read::<u8>(53);
-    } else if protocol != UDP {
+    } else if protocol == UDP {
+        packet.tcp_flags = bytes.read::<u8>(6);
+    } else {
         return false;
     }
-    packet.protocol = protocol;
+    packet.protocol = bytes.read::<u8>(6);
     packet.source =
         [bytes.read::<u32>(8), bytes.read::<u32>(12), bytes.read::<u32>(16), bytes.read::<u32>(20)];
     packet.destination =

@@ -25,11 +25,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Modules the labs need, each after what it needs itself.
 const MODULES: [&str; 4] = ["llc", "stp", "bridge", "veth"];
 /// The test programs, and for how many seconds each may run.
-const TESTS: [(&str, u32); 3] = [("load", 60), ("program_run", 120), ("sockets", 420)];
+const TESTS: [(&str, u32); 3] = [("load", 90), ("program_run", 180), ("sockets", 900)];
 /// How many random clusters `program_run` tries: an emulated processor is slow.
 const CASES: u32 = 40;
 /// How long a virtual machine may run.
-const LIMIT: Duration = Duration::from_secs(660);
+const LIMIT: Duration = Duration::from_secs(1200);
 /// Begins the lines that the guest's script writes, as opposed to the programs it runs.
 const MARK: &str = "@@ ";
 /// Programs this task calls, and the package that has each.
@@ -42,6 +42,9 @@ const TOOLS: [(&str, &str); 7] = [
     ("strip", "binutils"),
     ("xz", "xz-utils"),
 ];
+
+/// Where the guest has the object that logs.
+const DEBUG_OBJECT: &str = "tests/egress-ebpf-debug.o";
 
 /// The page that keeps the last complete result, and where in it.
 const PAGE: &str = "docs/kernels.md";
@@ -116,7 +119,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         None => build::object(workspace, false)?,
     };
     let only = arguments.only.as_deref().unwrap_or("");
-    let files = guest_files(workspace, &object, &folder, &tests, only)?;
+    let debug_object = build::object(workspace, true)?;
+    let files = guest_files(workspace, [&object, &debug_object], &folder, &tests, only)?;
     let mut outcomes = Vec::new();
     for (version, kernel) in versions.iter().zip(&kernels) {
         println!("\n{version}");
@@ -256,7 +260,7 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Builds the test programs and returns every file of the guest but its modules: path and content.
 fn guest_files(
     workspace: &Workspace,
-    object: &Path,
+    [object, debug_object]: [&Path; 2],
     folder: &Path,
     tests: &[(&str, u32)],
     only: &str,
@@ -291,6 +295,7 @@ fn guest_files(
         process::run(Command::new("strip").args(["--strip-debug", "-o"]).arg(&stripped).arg(&program))?;
         files.push((format!("tests/{name}"), read(&stripped)?));
     }
+    files.push((DEBUG_OBJECT.to_owned(), read(debug_object)?));
     files.push(("bin/busybox".to_owned(), read(&find_program("busybox").expect("checked at the start"))?));
     let ip = find_program("ip").expect("checked at the start");
     for library in libraries(&ip)? {
@@ -333,7 +338,7 @@ fn script(tests: &[(&str, u32)], only: &str) -> String {
         "#!/bin/busybox sh\n\
          /bin/busybox mkdir -p /proc /sys /dev /tmp /run /applets\n\
          /bin/busybox --install -s /applets\n\
-         export PATH=/sbin:/bin:/applets PROPTEST_CASES={CASES} RUST_BACKTRACE=0\n\
+         export PATH=/sbin:/bin:/applets PROPTEST_CASES={CASES} RUST_BACKTRACE=0 EGRESS_DEBUG_BPF_OBJECT=/{DEBUG_OBJECT}\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs devtmpfs /dev\n\
