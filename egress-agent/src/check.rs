@@ -15,7 +15,7 @@ use crate::{
         document::{self, Reading},
         finding::{Finding, Severity},
         governance::{self, Kept, Profile},
-        model::{Peer, Policy, Unresolved},
+        model::{Peer, Policy, Rule, Unresolved},
     },
     rego::{self, Bundle, Violation},
 };
@@ -70,8 +70,9 @@ impl Rules {
         // Only what may refuse is compared with what was there.
         let asked = subject.profile == Profile::Required || !self.bundles.is_empty();
         let old = subject.old.filter(|_| asked);
-        let old = old.and_then(|old| document::parse(subject.id, old).policy);
-        governance::add(&self.governance, subject.profile, &mut reading, old.as_ref(), now);
+        let old = old.map(|old| document::read(subject.id, old)).filter(|old| old.policy.is_some());
+        let before = old.as_ref().and_then(|old| old.policy.as_ref());
+        governance::add(&self.governance, subject.profile, &mut reading, before, now);
         if reading.policy.is_some() {
             for bundle in &self.bundles {
                 self.ask(bundle, subject, &mut reading, old.as_ref(), now);
@@ -81,13 +82,14 @@ impl Rules {
     }
 
     /// Adds what a bundle has against a document. What it had against the same entry before stays a warning, as long as that is neither
-    /// extended nor widened; what it does not answer is an error.
+    /// extended nor widened; what it had against the document as a whole, as long as nothing in it is. What it does not answer is an
+    /// error.
     fn ask(
         &self,
         bundle: &Bundle,
         subject: &Subject<'_>,
         reading: &mut Reading<'_>,
-        old: Option<&Policy>,
+        old: Option<&Reading<'_>>,
         now: u64,
     ) {
         let NsName { namespace, name } = subject.id;
@@ -102,25 +104,37 @@ impl Rules {
             }
         };
         let is_error = |violation: &&Violation| violation.severity == Severity::Error;
-        let before = match subject.old {
+        let before = match (subject.old, old) {
             // Without an answer nothing is excused.
-            Some(text) if old.is_some() && violations.iter().any(|violation| is_error(&violation)) => {
+            (Some(text), Some(_)) if violations.iter().any(|violation| is_error(&violation)) => {
                 bundle.evaluate(text, &context).unwrap_or_else(|_| Vec::new())
             }
             _ => Vec::new(),
         };
-        let before: HashSet<(&str, &str)> =
-            before.iter().filter(is_error).map(|old| (old.id.as_str(), old.msg.as_str())).collect();
+        // The same words may be about an entry that was fine before, so they count for the entry they were said of.
+        let before: HashSet<(&str, &str, Option<&str>)> = before
+            .iter()
+            .filter(is_error)
+            .map(|said| {
+                let rule = old.and_then(|old| rule_at(&said.path, old));
+                (said.id.as_str(), said.msg.as_str(), rule.map(|rule| rule.name.as_str()))
+            })
+            .collect();
         let mut found = Vec::new();
         if let Some(policy) = &reading.policy {
-            let mut kept = Kept::new(policy, old);
+            let mut kept = Kept::new(policy, old.and_then(|old| old.policy.as_ref()));
+            let mut whole = None;
             for violation in violations {
                 let Violation { id, msg, path, severity, remediation } = violation;
-                let excused = before.contains(&(id.as_str(), msg.as_str()))
-                    && match rule_at(&path, reading) {
-                        Some(index) => kept.is_no_wider(&policy.rules[index]),
-                        None => true,
-                    };
+                let rule = rule_at(&path, reading);
+                let excused =
+                    before.contains(&(id.as_str(), msg.as_str(), rule.map(|rule| rule.name.as_str())))
+                        && match rule {
+                            Some(rule) => kept.is_no_wider(rule),
+                            None if SETTINGS.contains(&path.as_str()) => kept.is_no_laxer(policy),
+                            // It may be about any of the entries.
+                            None => *whole.get_or_insert_with(|| kept.opens_no_more(policy)),
+                        };
                 let severity = if excused { Severity::Warning } else { severity };
                 let at = reading.find(&path);
                 let finding = Finding { rule: Some(id), ..finding(severity, path, msg, remediation) };
@@ -133,10 +147,14 @@ impl Rules {
     }
 }
 
-/// Returns which rule of the policy a path leads to.
-fn rule_at(path: &str, reading: &Reading<'_>) -> Option<usize> {
+/// Fields at the top that say nothing of destinations.
+const SETTINGS: [&str; 4] = ["clusterDns", "defaultAction", "mode", "podSelector"];
+
+/// Returns the rule of the policy that a path leads to.
+fn rule_at<'r>(path: &str, reading: &'r Reading<'_>) -> Option<&'r Rule> {
     let end = path.find(']')? + 1;
-    reading.destinations.iter().position(|destination| destination.path == path[..end])
+    let index = reading.destinations.iter().position(|destination| destination.path == path[..end])?;
+    reading.policy.as_ref()?.rules.get(index)
 }
 
 fn finding(severity: Severity, path: String, message: String, hint: Option<String>) -> Finding {

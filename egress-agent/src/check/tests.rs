@@ -202,6 +202,54 @@ fn policy_as_code_is_asked_and_forgives_what_was_there() {
 }
 
 #[test]
+fn what_rules_of_ones_own_had_against_something_else_excuses_nothing() {
+    let folder = tempfile::tempdir().expect("a directory");
+    // One says which entry it means, the other does not; both always say the same words.
+    let rules = "package main\n\nimport data.egress.lib\nimport rego.v1\n\ndeny contains \"too wide\" if {\n\tsome prefix in lib.prefixes\n\tprefix.length == 12\n}\n\ndeny_class contains {\"msg\": \"restricted\", \"path\": destination.path} if {\n\tsome destination in lib.allowed\n\tdestination.entry.governance.dataClassification == \"restricted\"\n}\n";
+    std::fs::write(folder.path().join("own.rego"), rules).expect("it can be written");
+    let mut rules = Rules::parse("policyAsCode: {limitMillis: 5000}").expect("good rules");
+    rules.add_bundle(folder.path()).expect("a good bundle");
+    let id = NsName::new("shop", "egress");
+    let judge = |old: &str, text: &str| {
+        let subject = Subject { id: &id, text, old: Some(old), profile: Profile::Off };
+        rules.judge(&subject, NOW).message()
+    };
+    let old = r#"{"podSelector": {"matchLabels": {"app": "a"}}, "allowedDestinations": [
+        {"name": "a", "cidr": "10.0.0.0/12", "ports": [443], "governance": {"dataClassification": "restricted"}},
+        {"name": "b", "cidr": "192.0.2.0/24", "ports": [443], "governance": {"dataClassification": "public"}}],
+        "deniedDestinations": [{"name": "c", "cidr": "10.1.0.0/16"}]}"#;
+    let change = |from: &str, to: &str| {
+        assert!(old.contains(from), "{from}");
+        old.replacen(from, to, 1)
+    };
+    let narrower = change("192.0.2.0/24", "192.0.2.0/25");
+    assert_eq!(judge(old, &narrower), None);
+    for (wider, said) in [
+        (change("192.0.2.0/24", "172.16.0.0/12"), "too wide"),
+        (change("10.1.0.0/16", "10.2.0.0/16"), "too wide"),
+        (change(r#""app": "a""#, r#""app": "b""#), "too wide"),
+        (change("public", "restricted"), "restricted"),
+    ] {
+        let message = judge(old, &wider).unwrap_or_else(|| panic!("{wider} is refused"));
+        assert!(message.contains(said), "{wider}: {message}");
+    }
+}
+
+#[test]
+fn a_default_of_allow_is_excused_for_the_same_pods() {
+    let rules = Rules::parse(AS_CODE).expect("good rules");
+    let id = NsName::new("shop", "egress");
+    let refused = |old: &str, text: &str| {
+        rules.judge(&Subject { id: &id, text, old: Some(old), profile: Profile::Off }, NOW).refused()
+    };
+    let old = r#"{"defaultAction": "allow", "podSelector": {"matchLabels": {"app": "a"}}}"#;
+    let with = r#"{"defaultAction": "allow", "podSelector": {"matchLabels": {"app": "a"}},
+        "allowedDestinations": [{"name": "a", "cidr": "192.0.2.0/24", "ports": [443]}]}"#;
+    assert!(!refused(old, with));
+    assert!(refused(old, r#"{"defaultAction": "allow"}"#), "more pods are open");
+}
+
+#[test]
 fn policy_as_code_leaves_governance_to_governance() {
     let rules = Rules::parse(AS_CODE).expect("good rules");
     let id = NsName::new("shop", "egress");

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use super::{Field, value};
 use crate::policy::{
     addresses::Addresses,
-    model::{Effect, Mode, Peer, Policy, PortMatch, PortSpec, Ports, Rule, Unresolved},
+    model::{DefaultAction, Effect, Mode, Peer, Policy, PortMatch, PortSpec, Ports, Rule, Unresolved},
 };
 
 /// The entries of the policy before, and what is known of those that are looked at.
 pub(crate) struct Kept<'p> {
+    /// The policy before, if its entries were as open as they are now.
+    policy: Option<&'p Policy>,
     old: HashMap<&'p str, &'p Rule>,
     /// The rule looked at last, by its name, and whether it is no wider.
     last: Option<(String, bool)>,
@@ -23,7 +25,7 @@ impl<'p> Kept<'p> {
                 && (policy.mode == old.mode || old.mode == Mode::Enforce)
         });
         let rules = old.map_or(&[][..], |old| &old.rules).iter().filter(|rule| rule.effect == Effect::Allow);
-        Self { old: rules.map(|rule| (rule.name.as_str(), rule)).collect(), last: None }
+        Self { policy: old, old: rules.map(|rule| (rule.name.as_str(), rule)).collect(), last: None }
     }
 
     /// Tells whether an entry of this name was there and reached as far, for as long.
@@ -39,6 +41,31 @@ impl<'p> Kept<'p> {
         }
     }
 
+    /// Tells whether what a policy says besides its entries opens no more than before. A pod that is selected no longer is open.
+    pub(crate) fn is_no_laxer(&self, policy: &Policy) -> bool {
+        self.policy.is_some_and(|old| {
+            policy.selector == old.selector
+                && policy.mode == old.mode
+                && (policy.default_action == DefaultAction::Deny
+                    || policy.default_action == old.default_action)
+                && (old.cluster_dns || !policy.cluster_dns)
+        })
+    }
+
+    /// Tells whether a policy as a whole opens no more than before: nothing is added to what is allowed, nothing taken from what is
+    /// denied.
+    pub(crate) fn opens_no_more(&mut self, policy: &Policy) -> bool {
+        if !self.is_no_laxer(policy) {
+            return false;
+        }
+        let of = |effect| move |rule: &&Rule| rule.effect == effect;
+        let denied: HashMap<&str, &Rule> =
+            policy.rules.iter().filter(of(Effect::Deny)).map(|rule| (rule.name.as_str(), rule)).collect();
+        let mut before = self.policy.iter().flat_map(|old| &old.rules).filter(of(Effect::Deny));
+        before.all(|old| denied.get(old.name.as_str()).is_some_and(|new| denies_as_much(new, old)))
+            && policy.rules.iter().filter(of(Effect::Allow)).all(|rule| self.is_no_wider(rule))
+    }
+
     /// Tells whether, besides, it said the same in these fields.
     pub(super) fn is_unchanged(&mut self, rule: &Rule, fields: &[Field]) -> bool {
         self.is_no_wider(rule)
@@ -46,8 +73,15 @@ impl<'p> Kept<'p> {
     }
 }
 
+fn until(rule: &Rule) -> u64 {
+    rule.expires.unwrap_or(u64::MAX)
+}
+
+fn denies_as_much(new: &Rule, old: &Rule) -> bool {
+    new.peers == old.peers && until(new) >= until(old) && ports_are_in(&old.ports, &new.ports)
+}
+
 fn is_no_wider(new: &Rule, old: &Rule) -> bool {
-    let until = |rule: &Rule| rule.expires.unwrap_or(u64::MAX);
     new.effect == old.effect
         && until(new) <= until(old)
         && ports_are_in(&new.ports, &old.ports)
