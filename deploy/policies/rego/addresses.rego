@@ -85,7 +85,7 @@ warn contains lib.finding("EGR-0003", lib.path(prefix), message) if {
 # title: The metadata address is allowed
 # description: >-
 #   A pod that reaches the metadata service over HTTP can take the credentials of its node. The address counts as allowed unless it is
-#   excepted or a denied destination without ports names it.
+#   excepted or a denied destination without ports and without expiry names it.
 # related_resources:
 # - ref: https://docs.aws.amazon.com/whitepapers/latest/security-practices-multi-tenant-saas-applications-eks/restrict-the-use-of-host-networking-and-block-access-to-instance-metadata-service.html
 #   description: why pods are kept from it on EKS
@@ -108,12 +108,15 @@ deny contains lib.finding("EGR-0004", lib.path(prefix), message) if {
 denied_metadata contains address if {
 	some destination in lib.policy.deniedDestinations
 	not destination.ports
-	not destination.governance.expiry
+	not ends_sometime(destination)
 	some cidr in array.concat([c | c := destination.cidr], [c | some c in destination.cidrs])
 	some address in data.egress.metadata
 	net.cidr_contains(cidr, address)
 	not lib.within(address, destination.except)
 }
+
+# Whatever the field is called, and if only the top of the document has it.
+ends_sometime(destination) if object.union(top, fields(object.get(destination, "governance", {}))).expiry
 
 names_http(entry) if not entry.ports
 
@@ -122,11 +125,16 @@ names_http(entry) if {
 	is_http(port)
 }
 
-is_http(port) if port in {80, "80", "80/TCP", "80/tcp", "TCP", "tcp"}
+is_http(port) if port == 80
 
 is_http(port) if {
 	is_string(port)
-	bounds := regex.find_all_string_submatch_n(`^([0-9]+)-([0-9]+)(?:/(?:TCP|tcp))?$`, port, 1)[0]
+	upper(port) in {"80", "80/TCP", "TCP"}
+}
+
+is_http(port) if {
+	is_string(port)
+	bounds := regex.find_all_string_submatch_n(`^([0-9]+)-([0-9]+)(?:/TCP)?$`, upper(port), 1)[0]
 	to_number(bounds[1]) <= 80
 	to_number(bounds[2]) >= 80
 }

@@ -108,6 +108,9 @@ test_the_metadata_address_is_denied if {
 		{"name": "d", "cidr": "100.64.0.0/10", "ports": [{"port": 1, "endPort": 80}]},
 		{"name": "e", "cidr": "168.63.129.16/32", "ports": [{"protocol": "tcp"}]},
 		{"name": "f", "cidr": "169.254.169.0/24", "ports": [443, 80]},
+		{"name": "g", "cidr": "169.254.169.254/32", "ports": ["80/Tcp"]},
+		{"name": "h", "cidr": "169.254.169.254/32", "ports": ["tCP"]},
+		{"name": "i", "cidr": "169.254.169.254/32", "ports": ["79-81/tcP"]},
 	])
 	print(found)
 	paths(found, "EGR-0004") == {
@@ -117,6 +120,9 @@ test_the_metadata_address_is_denied if {
 		"allowedDestinations[3].cidr",
 		"allowedDestinations[4].cidr",
 		"allowedDestinations[5].cidr",
+		"allowedDestinations[6].cidr",
+		"allowedDestinations[7].cidr",
+		"allowedDestinations[8].cidr",
 	}
 }
 
@@ -143,6 +149,27 @@ test_a_denial_that_ends_or_has_holes_does_not_count if {
 			{"name": "ports", "cidr": "169.254.169.254/32", "ports": [81]},
 			{"name": "hole", "cidrs": ["169.254.0.0/16"], "except": ["169.254.169.0/24"]},
 		],
+	}
+	print(found)
+	paths(found, "EGR-0004") == {"allowedDestinations[0].cidr"}
+}
+
+test_a_denial_that_ends_by_another_name_does_not_count if {
+	every governance in [{"expiresAt": "2020-01-01"}, {"expires_at": "2020-01-01"}] {
+		found := data.egress.deny with input as {
+			"allowedDestinations": [{"name": "a", "cidr": "169.254.169.254/32", "ports": [80]}],
+			"deniedDestinations": [{"name": "ends", "cidr": "169.254.169.254/32", "governance": governance}],
+		}
+		print(found)
+		paths(found, "EGR-0004") == {"allowedDestinations[0].cidr"}
+	}
+}
+
+test_a_denial_that_ends_with_the_whole_document_does_not_count if {
+	found := data.egress.deny with input as {
+		"governance": {"expiry": "2020-01-01"},
+		"allowedDestinations": [{"name": "a", "cidr": "169.254.169.254/32", "ports": [80], "governance": {"expiry": "2099-12-31"}}],
+		"deniedDestinations": [{"name": "ends", "cidr": "169.254.169.254/32"}],
 	}
 	print(found)
 	paths(found, "EGR-0004") == {"allowedDestinations[0].cidr"}
