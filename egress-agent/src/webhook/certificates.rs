@@ -18,6 +18,10 @@ use x509_parser::{
 /// Certificates are valid from so many seconds before they are made, for machines whose clock is behind.
 const BACKDATE: u64 = 300;
 
+/// What is valid only from later than this, in seconds from now, was made by a machine whose clock was wrong: an API server does not
+/// trust it yet.
+const EARLY: u64 = 3600;
+
 /// How long things last, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
@@ -100,6 +104,11 @@ impl Facts {
         }
     }
 
+    /// Returns whether it is valid, as far as clocks agree.
+    fn hold(&self, now: u64) -> bool {
+        self.ends > now && self.made <= now.saturating_add(EARLY)
+    }
+
     /// The second at which two thirds of the life are over.
     fn renewal(&self) -> u64 {
         self.made.saturating_add(self.ends.saturating_sub(self.made) / 3 * 2)
@@ -108,13 +117,13 @@ impl Facts {
 
 /// What is known of something kept.
 struct Known {
-    /// The CAs that can be read and have not ended, the newest first, as PEM.
+    /// The CAs that can be read and are valid, the newest first, as PEM.
     cas: Vec<String>,
-    /// What the newest says, if its key is there and it has not ended.
+    /// What the newest says, if its key is there and it is valid.
     ca: Option<(Facts, KeyPair)>,
     /// What the leaf says, and whether the newest CA signed it, if it can be shown.
     leaf: Option<(Facts, bool)>,
-    /// Whether some CA has ended or cannot be read.
+    /// Whether some CA is not valid or cannot be read.
     has_waste: bool,
 }
 
@@ -130,7 +139,7 @@ fn read(stored: &Stored, names: &[String], now: u64) -> Known {
         .filter_map(|(block, der)| Some((*block, X509Certificate::from_der(der).ok()?.1)))
         .collect();
     let (texts, alive): (Vec<&str>, Vec<&X509Certificate<'_>>) =
-        parsed.iter().filter(|(_, ca)| Facts::of(ca).ends > now).map(|(block, ca)| (*block, ca)).unzip();
+        parsed.iter().filter(|(_, ca)| Facts::of(ca).hold(now)).map(|(block, ca)| (*block, ca)).unzip();
     let key = KeyPair::from_pem(&stored.ca_key).ok();
     let owns = |certificate: &X509Certificate<'_>, key: &KeyPair| {
         certificate.public_key().subject_public_key.data.as_ref() == key.der_bytes()
@@ -161,7 +170,7 @@ fn leaf(
     let facts = Facts::of(&leaf);
     let is_ours = leaf.public_key().subject_public_key.data.as_ref() == key.der_bytes();
     let signer = cas.iter().position(|ca| leaf.verify_signature(Some(ca.public_key())).is_ok())?;
-    (is_ours && facts.ends > now && covers(&leaf, names)).then_some((facts, first_is_ours && signer == 0))
+    (is_ours && facts.hold(now) && covers(&leaf, names)).then_some((facts, first_is_ours && signer == 0))
 }
 
 /// Returns whether a certificate is good for all these names and addresses.
@@ -210,7 +219,7 @@ pub fn next(
         return Ok(match known.leaf {
             Some(_) => Step::Write {
                 stored: with_new_ca(stored, known.cas, lifetimes, now)?,
-                why: "a new CA, because the key of the newest is missing or it has ended",
+                why: "a new CA, because the key of the newest is missing or it is not valid",
             },
             None => Step::Write {
                 stored: fresh(names, lifetimes, now)?,

@@ -74,6 +74,28 @@ fn the_first_certificates_are_trusted_for_every_name_and_for_as_long_as_they_say
 }
 
 #[test]
+fn what_a_machine_made_whose_clock_was_ahead_is_replaced() {
+    let stored = first(&Lifetimes::default());
+    // An hour is what clocks may differ by; until then the API server refuses it, and then takes it.
+    assert_eq!(ask(&stored, Some(START), START - HOUR + 1), Step::Wait(START + 60 * DAY));
+    let now = START - 30 * DAY;
+    assert!(!is_trusted(&stored.bundle, &stored.leaf, now));
+    let next = written(ask(&stored, Some(now), now));
+    assert!(is_trusted(&next.bundle, &next.leaf, now));
+    assert_eq!(blocks(&next.bundle).len(), 1, "what is not trusted yet is not kept");
+    // One that was good before the clock jumped is trusted, and stays what is shown.
+    let early = match super::next(None, &names(), &Lifetimes::default(), None, now) {
+        Ok(Step::Write { stored, .. }) => stored,
+        other => panic!("{other:?}"),
+    };
+    let jumped = with_new_ca(&early, vec![early.bundle.clone()], &Lifetimes::default(), START)
+        .expect("it can be made");
+    let next = written(ask(&jumped, Some(now), now));
+    assert_eq!(next.leaf, early.leaf);
+    assert!(is_trusted(&next.bundle, &next.leaf, now) && blocks(&next.bundle).len() == 2);
+}
+
+#[test]
 fn nothing_is_done_before_two_thirds_of_a_life() {
     let stored = first(&Lifetimes::default());
     let due = START + 60 * DAY;
