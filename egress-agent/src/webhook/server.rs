@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::pin,
     sync::{
         Arc,
@@ -47,7 +48,7 @@ use crate::{
 /// What clients may take of the server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How many connections are served at once. Others wait until one ends.
+    /// How many connections are served at once. Others wait until one ends; those without a request end for them.
     pub connections: usize,
     /// How long the TLS handshake of a connection may take.
     pub handshake: Duration,
@@ -304,31 +305,32 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(limits.connections));
     let (closing, _) = watch::channel(false);
+    let (crowded, _) = watch::channel(());
     let mut stop = pin!(stop);
     loop {
         let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes the semaphore");
-            (place, listener.accept().await)
+            let (stream, _) = listener.accept().await?;
+            Ok::<_, io::Error>((stream, place(&places, &crowded).await))
         };
-        let (place, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = &mut stop => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, place)) => {
                 let connection = Serving {
                     acceptor: acceptor.clone(),
                     router: router.clone(),
                     limits,
                     counts: Arc::clone(&counts),
                     closing: closing.subscribe(),
+                    crowded: crowded.subscribe(),
                 };
                 drop(tokio::spawn(connection.run(stream, place)));
             }
             Err(error) => {
                 // No descriptors left, or a client that was gone at once. The first gets better only with time.
                 warn!(%error, "a connection could not be taken");
-                drop(place);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -341,6 +343,23 @@ pub async fn serve(
     }
 }
 
+/// How long a connection has its place for sure, whoever else waits for one.
+const ITS_OWN: Duration = Duration::from_secs(1);
+
+/// Waits for a place. As long as there is none, connections that have no request to answer are told to end: else whoever opens as many as
+/// there are places would keep the API server out with a request every three minutes.
+async fn place(places: &Arc<Semaphore>, crowded: &watch::Sender<()>) -> OwnedSemaphorePermit {
+    loop {
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return place;
+        }
+        crowded.send_replace(());
+        if let Ok(place) = timeout(ITS_OWN, Arc::clone(places).acquire_owned()).await {
+            return place.expect("nobody closes the semaphore");
+        }
+    }
+}
+
 /// What a connection needs.
 struct Serving {
     acceptor: TlsAcceptor,
@@ -348,6 +367,8 @@ struct Serving {
     limits: Limits,
     counts: Arc<Counts>,
     closing: watch::Receiver<bool>,
+    /// Changes when somebody waits for a place.
+    crowded: watch::Receiver<()>,
 }
 
 impl Serving {
@@ -357,6 +378,7 @@ impl Serving {
             debug!(%error, "a connection ended at once");
             return;
         }
+        let since = Instant::now();
         let stream = match timeout(self.limits.handshake, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -398,6 +420,13 @@ impl Serving {
                     is_closing = true;
                     drop(changed);
                     connection.as_mut().graceful_shutdown();
+                }
+                Ok(()) = self.crowded.changed(), if !is_closing => {
+                    if since.elapsed() >= ITS_OWN {
+                        // What has begun is still answered.
+                        is_closing = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
                 }
             }
         }

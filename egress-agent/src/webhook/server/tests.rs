@@ -240,6 +240,26 @@ async fn clients_that_say_nothing_or_no_tls_are_ended_and_others_served() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_place_gets_that_of_one_without_a_request() {
+    let server = Server::start(Limits { connections: 2, ..Limits::default() }, None).await;
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut stream = server.connect().await.expect("it is trusted");
+        stream.write_all(request(&review("shop", GOOD)).as_bytes()).await.expect("the server reads");
+        let (status, _, stays) = answer(&mut stream).await;
+        assert_eq!((status, stays), (200, true));
+        idle.push(stream);
+    }
+    let (status, _, _) =
+        timeout(SOON, server.post(&review("shop", GOOD))).await.expect("a place becomes free");
+    assert_eq!(status, 200);
+    let mut rest = Vec::new();
+    let ended = timeout(SOON, idle[0].read_to_end(&mut rest)).await;
+    assert!(ended.is_ok() && rest.is_empty(), "it is ended between requests: {rest:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_review_that_takes_too_long_is_refused_and_others_go_on() {
     let busy = Arc::new(AtomicU64::new(0));
     let counting = Arc::clone(&busy);
