@@ -50,6 +50,12 @@ const MOST_POLICY_BYTES: usize = 4 << 20;
 /// How many octets all policies may have together for those to be kept whose namespace has no pod here, which nobody reads: two thousand
 /// namespaces with sixteen kilobytes each.
 const MOST_UNREAD_BYTES: usize = 32 << 20;
+/// A namespace with more octets of policies than this is a large one. All of those have half of that room, so that few of them do not
+/// take it from all others.
+const LARGE: usize = 16 << 10;
+/// What is put in the place of all policies of a namespace of which some are not kept: an allow must not hold without the denial that goes
+/// with it, nor an older version of either.
+const CLOSED: &str = r#"{"defaultAction":"deny"}"#;
 /// How long after the policies were listed again for one that was not kept they are not for another.
 const LISTED_AGAIN: Duration = Duration::from_secs(30);
 /// How many objects that cannot be read are told by name.
@@ -343,15 +349,15 @@ impl KubeSource {
         change
     }
 
-    /// Lists policies again if one was not kept whose namespace has a pod here by now.
+    /// Lists policies again if one was not kept whose namespace has a pod here by now. A list that is under way is left to end.
     fn list_again(&mut self, index: &Index, now: Instant) {
         let rests = self.listed_again.is_some_and(|last| now.duration_since(last) < LISTED_AGAIN);
-        if rests || !self.lengths.left.iter().any(|namespace| index.reads(namespace)) {
+        let lists = self.watches.get(&Subject::Policies).is_some_and(|watch| watch.listed.is_some());
+        if rests || lists || !self.lengths.left.iter().any(|namespace| index.reads(namespace)) {
             return;
         }
         self.listed_again = Some(now);
-        // The list says anew which are not kept.
-        self.lengths.left.clear();
+        // Until the list begins, nothing is told of policies.
         let Some(before) = self.watches.remove(&Subject::Policies) else { return };
         before.task.abort();
         self.follow(Subject::Policies);
@@ -369,6 +375,7 @@ impl KubeSource {
     pub fn take(&mut self, message: Message, index: &mut Index) -> Taken {
         let Message { subject, watch: number, news, .. } = message;
         let mut taken = Taken::default();
+        let pods_known = self.is_synced(&Subject::LocalPods);
         // A watch that was left may still have had something to say.
         let Some(watch) = self.watches.get_mut(&subject).filter(|watch| watch.number == number) else {
             return taken;
@@ -380,10 +387,16 @@ impl KubeSource {
             News::Begin => {
                 watch.listed = Some(HashSet::new());
                 watch.unreadable.clear();
+                if subject == Subject::Policies {
+                    // The list says anew which are not kept.
+                    self.lengths.left.clear();
+                }
             }
             News::Object(object) => {
                 *self.events.entry(subject.kind()).or_default() += 1;
+                let left = self.lengths.left.len();
                 let object = object.and_then(|object| self.lengths.take(object, index));
+                let closes = self.lengths.left.len() > left;
                 let key = match &object {
                     Ok(object) => Some(object.key()),
                     Err(rejected) => rejected.key.clone(),
@@ -401,7 +414,17 @@ impl KubeSource {
                         if watch.listed.is_some() {
                             watch.unreadable.insert(name.1.clone());
                         }
-                        taken.change = unreadable(index, key);
+                        taken.change = match &key {
+                            Some(ObjectKey::ConfigMap(id)) if self.lengths.left.contains(&id.namespace) => {
+                                let others =
+                                    if closes { self.lengths.names(&id.namespace) } else { Vec::new() };
+                                self.close(others.into_iter().chain([id.clone()]), pods_known, index)
+                            }
+                            _ => unreadable(index, key.as_ref()),
+                        };
+                        if let Some(ObjectKey::ConfigMap(id)) = &key {
+                            self.lengths.keep(id, index);
+                        }
                         if self.rejected.len() < MOST_REJECTED || self.rejected.contains_key(&name) {
                             let before = self.rejected.insert(name, rejected.message.clone());
                             taken.status |= before.as_ref() != Some(&rejected.message);
@@ -424,6 +447,12 @@ impl KubeSource {
                     let again = std::mem::take(&mut watch.unreadable);
                     self.rejected.retain(|(of, name), _| *of != subject || again.contains(name));
                     taken.change = self.retain(&subject, index, &listed);
+                }
+                if subject == Subject::LocalPods && !pods_known {
+                    let nobodys = self.lengths.left.iter().filter(|namespace| !index.reads(namespace));
+                    let nobodys: Vec<NsName> =
+                        nobodys.flat_map(|namespace| index.config_maps(namespace)).collect();
+                    taken.change |= self.close(nobodys, true, index);
                 }
             }
             News::Failed(reason) => {
@@ -515,8 +544,34 @@ impl KubeSource {
         self.retain(subject, index, &HashSet::new())
     }
 
+    /// Puts what denies its namespace in the place of each policy. Before the pods of this node are known it forgets the policies instead,
+    /// so that a pod keeps what an earlier agent gave it.
+    fn close(
+        &mut self,
+        policies: impl IntoIterator<Item = NsName>,
+        pods_known: bool,
+        index: &mut Index,
+    ) -> Change {
+        let mut change = Change::NONE;
+        for id in policies {
+            if !pods_known {
+                change |= index.delete(&ObjectKey::ConfigMap(id.clone()));
+            }
+            let policy = pods_known.then(|| CLOSED.to_owned());
+            change |= index.apply(Object::ConfigMap { id: id.clone(), managed: true, policy });
+            self.lengths.keep(&id, index);
+        }
+        change
+    }
+
     fn apply(&mut self, subject: &Subject, object: Object, index: &mut Index) -> Change {
         match object {
+            Object::ConfigMap { ref id, .. } => {
+                let id = id.clone();
+                let change = index.apply(object);
+                self.lengths.keep(&id, index);
+                change
+            }
             Object::Pod(id, pod) if *subject == Subject::LocalPods => {
                 if self.local.insert(id.clone())
                     && let Some(other) = index.cluster().pods.get(&id)
@@ -636,12 +691,14 @@ fn elsewhere(pod: Pod) -> Pod {
     Pod { local: None, ..pod }
 }
 
-/// The lengths of policies.
+/// The lengths of policies, each with that of the earlier version in force, if there is one.
 #[derive(Debug, Default)]
 struct Texts {
     namespaces: BTreeMap<String, Lengths>,
     total: usize,
-    /// Namespaces of which some were not kept because there are too many together.
+    /// Of that, those of large namespaces.
+    large: usize,
+    /// Namespaces of which some were not kept because there are too many together. They are closed until a list begins.
     left: BTreeSet<String>,
 }
 
@@ -660,10 +717,24 @@ impl Texts {
             None => namespace.each.remove(&id.name),
         };
         let exchange = |total: usize| total - before.unwrap_or(0) + length.unwrap_or(0);
+        let large = |total: usize| if total > LARGE { total } else { 0 };
+        self.large -= large(namespace.total);
         (namespace.total, self.total) = (exchange(namespace.total), exchange(self.total));
+        self.large += large(namespace.total);
         if namespace.each.is_empty() {
             self.namespaces.remove(&id.namespace);
         }
+    }
+
+    /// Takes note of how much the index keeps of a policy.
+    fn keep(&mut self, id: &NsName, index: &Index) {
+        self.set(id, Some(index.octets(id)).filter(|octets| *octets > 0));
+    }
+
+    /// Returns the policies of a namespace of which something is kept.
+    fn names(&self, namespace: &str) -> Vec<NsName> {
+        let names = self.namespaces.get(namespace).into_iter().flat_map(|lengths| lengths.each.keys());
+        names.map(|name| NsName::new(namespace, name.as_str())).collect()
     }
 
     /// Returns an object, unless it is a policy that is one too many, for its namespace or for all without a pod here. That one fails
@@ -672,18 +743,22 @@ impl Texts {
         let Object::ConfigMap { id, policy, .. } = &object else { return Ok(object) };
         self.set(id, policy.as_ref().map(String::len));
         let of_namespace = self.namespaces.get(&id.namespace).map_or(0, |lengths| lengths.total);
+        let full =
+            self.total > MOST_UNREAD_BYTES || of_namespace > LARGE && self.large > MOST_UNREAD_BYTES / 2;
         let message = if of_namespace > MOST_POLICY_BYTES {
             format!(
                 "the policies of namespace {} have more than {} MiB together; split them over namespaces, or shorten them",
                 id.namespace,
                 MOST_POLICY_BYTES >> 20
             )
-        } else if self.total > MOST_UNREAD_BYTES && !index.reads(&id.namespace) {
+        } else if self.left.contains(&id.namespace) || full && !index.reads(&id.namespace) {
             self.left.insert(id.namespace.clone());
             format!(
-                "all policies have more than {} MiB together, so none is kept of a namespace without a pod on this node; when one comes, it is \
-                 denied until they are listed again",
-                MOST_UNREAD_BYTES >> 20
+                "there is room for {} MiB of policies of namespaces without a pod on this node, for half of that of those with more than \
+                 {} KiB, and no more for namespace {}; when a pod of it comes, it is denied until policies are listed again",
+                MOST_UNREAD_BYTES >> 20,
+                LARGE >> 10,
+                id.namespace
             )
         } else {
             return Ok(object);
@@ -743,9 +818,11 @@ fn is_part(narrow: &Subject, wide: &Subject) -> bool {
 
 /// Notes that the present version of an object cannot be read. The last readable one stays; a policy that never had one fails
 /// closed, as one that is not valid does.
-fn unreadable(index: &mut Index, key: Option<ObjectKey>) -> Change {
+fn unreadable(index: &mut Index, key: Option<&ObjectKey>) -> Change {
     match key {
-        Some(ObjectKey::ConfigMap(id)) => index.apply(Object::ConfigMap { id, managed: true, policy: None }),
+        Some(ObjectKey::ConfigMap(id)) => {
+            index.apply(Object::ConfigMap { id: id.clone(), managed: true, policy: None })
+        }
         _ => Change::NONE,
     }
 }

@@ -381,6 +381,31 @@ impl Index {
             )
     }
 
+    /// Returns how many octets the texts of a ConfigMap have: the one it has now, and the one in force where that is an earlier one.
+    #[must_use]
+    pub fn octets(&self, id: &NsName) -> usize {
+        let length = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        let policy = PolicyId { kind: PolicyKind::ConfigMap, id: id.clone() };
+        match (self.sources.get(&policy), self.unread.get(id)) {
+            (Some(Source { text, good, .. }), _) | (None, Some(Unread { text, good })) => {
+                length(text) + length(good)
+            }
+            (None, None) => 0,
+        }
+    }
+
+    /// Returns the managed ConfigMaps of a namespace.
+    #[must_use]
+    pub fn config_maps(&self, namespace: &str) -> Vec<NsName> {
+        let first = NsName::new(namespace, "");
+        let policy = PolicyId { kind: PolicyKind::ConfigMap, id: first.clone() };
+        let read = self.sources.range(policy..).map(|(policy, _)| policy);
+        let read = read.take_while(|policy| policy.kind == PolicyKind::ConfigMap).map(|policy| &policy.id);
+        let unread = self.unread.range(first..).map(|(id, _)| id);
+        let within = |id: &&NsName| id.namespace == namespace;
+        read.take_while(within).chain(unread.take_while(within)).cloned().collect()
+    }
+
     /// Returns the index as it is now, for whoever reads it while it changes. That takes little time, however much there is.
     #[must_use]
     pub fn view(&self) -> View {

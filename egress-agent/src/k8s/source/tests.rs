@@ -27,6 +27,35 @@ impl Scene {
         Self { source, index: Index::default(), start: Instant::now() }
     }
 
+    /// One with an index that reads policies for pods here.
+    fn for_pods_here() -> Self {
+        let index = Index::for_pods_here(|id, text| {
+            let parsed = crate::policy::document::parse(id, text);
+            (parsed.policy, parsed.findings)
+        });
+        Self { index, ..Self::new() }
+    }
+
+    /// Puts policies into other namespaces until there is no room left for those that nobody here needs.
+    fn fill(&mut self) {
+        while self.source.lengths.total < MOST_UNREAD_BYTES {
+            let room = MOST_UNREAD_BYTES - self.source.lengths.total;
+            self.policy(&format!("other-{room}"), "p", &" ".repeat(room.min(LARGE)));
+        }
+    }
+
+    fn policy(&mut self, namespace: &str, name: &str, text: &str) {
+        let policy =
+            Object::ConfigMap { id: NsName::new(namespace, name), managed: true, policy: Some(text.into()) };
+        self.say(&Subject::Policies, News::Object(Ok(policy)));
+    }
+
+    /// Returns the texts of the namespace `shop`: each as it is now, and the one in force where that is an earlier one.
+    fn texts(&self) -> Vec<(&str, Option<&str>, Option<&str>)> {
+        let texts = self.index.texts().filter(|(id, ..)| id.namespace == "shop");
+        texts.map(|(id, text, good)| (id.name.as_str(), text, good)).collect()
+    }
+
     fn say(&mut self, subject: &Subject, news: News) -> Taken {
         let watch = self.source.watches[subject].number;
         let message = Message { subject: subject.clone(), watch, at: self.start, news };
@@ -339,11 +368,7 @@ async fn a_namespace_has_only_so_much_room_for_policies() {
 
 #[tokio::test]
 async fn policies_nobody_here_needs_have_only_so_much_room_together() {
-    let mut scene = Scene::new();
-    scene.index = Index::for_pods_here(|id, text| {
-        let parsed = crate::policy::document::parse(id, text);
-        (parsed.policy, parsed.findings)
-    });
+    let mut scene = Scene::for_pods_here();
     let padding = " ".repeat(MOST_POLICY_BYTES / 8);
     let policy = |namespace: usize| Object::ConfigMap {
         id: NsName::new(format!("ns-{namespace:02}"), "p"),
@@ -354,7 +379,7 @@ async fn policies_nobody_here_needs_have_only_so_much_room_together() {
         let local = Some(Box::new(Local { uid: "u".into(), node: OWN.into(), ..Local::default() }));
         Object::Pod(NsName::new(format!("ns-{namespace:02}"), "pod"), Pod { local, ..Pod::default() })
     };
-    let all = MOST_UNREAD_BYTES / padding.len() + 2;
+    let all = MOST_UNREAD_BYTES / 2 / padding.len() + 2;
     scene.list(&Subject::Namespaces, Vec::new());
     scene.list(&Subject::LocalPods, Vec::new());
     scene.list(&Subject::Policies, (0..all).map(policy).collect());
@@ -379,7 +404,7 @@ async fn policies_nobody_here_needs_have_only_so_much_room_together() {
     assert_eq!(number(&scene), first, "nothing is missing");
     // Of one that was not, the pod is denied until policies were listed again.
     scene.say(&Subject::LocalPods, News::Object(Ok(pod_of(all - 1))));
-    assert_eq!(scene.index.cluster().broken.len(), 1);
+    assert_eq!(scene.index.cluster().policies.len(), 2);
     let _ = scene.want(&Demand::default(), 1);
     assert_ne!(number(&scene), first);
     assert!(scene.source.synced(), "what was known stays known");
@@ -394,4 +419,106 @@ async fn policies_nobody_here_needs_have_only_so_much_room_together() {
     assert_eq!(number(&scene), second);
     let _ = scene.want(&Demand::default(), 1 + LISTED_AGAIN.as_secs());
     assert_ne!(number(&scene), second);
+}
+
+const ALLOW: &str =
+    r#"{"defaultAction": "deny", "allowedDestinations": [{"name": "all", "cidr": "0.0.0.0/0"}]}"#;
+const DENY: &str =
+    r#"{"defaultAction": "deny", "deniedDestinations": [{"name": "one", "cidr": "192.0.2.1/32"}]}"#;
+
+#[tokio::test]
+async fn no_part_of_policies_holds_of_which_another_is_not_kept() {
+    let mut scene = Scene::for_pods_here();
+    scene.list(&Subject::LocalPods, Vec::new());
+    scene.policy("shop", "allow", ALLOW);
+    scene.policy("shop", "changed", ALLOW);
+    scene.fill();
+    scene.policy("shop", "deny", DENY);
+    scene.policy("shop", "changed", DENY);
+    let closed = ["allow", "changed", "deny"].map(|name| (name, Some(CLOSED), None));
+    assert_eq!(scene.texts(), closed);
+    scene.say(&Subject::LocalPods, News::Object(Ok(pod("a", OWN, "10.0.0.1"))));
+    let cluster = scene.index.cluster();
+    assert_eq!(cluster.policies.len(), 3);
+    assert!(cluster.policies.values().all(|policy| policy.rules.is_empty() && policy.selector.is_empty()));
+    scene.policy("shop", "allow", ALLOW);
+    assert_eq!(scene.texts(), closed, "alone it would allow what is denied");
+
+    let _ = scene.want(&Demand::default(), 0);
+    assert_eq!(scene.texts(), closed, "until they are listed");
+    scene.say(&Subject::Policies, News::Begin);
+    for (name, text) in [("allow", ALLOW), ("changed", DENY), ("deny", DENY)] {
+        scene.policy("shop", name, text);
+    }
+    let all = [("allow", Some(ALLOW), None), ("changed", Some(DENY), None), ("deny", Some(DENY), None)];
+    assert_eq!(scene.texts(), all);
+    // A list that is under way is not begun anew.
+    scene.policy("web", "p", DENY);
+    let number = scene.source.watches[&Subject::Policies].number;
+    let mut other = pod("b", OWN, "10.0.0.2");
+    if let Object::Pod(id, _) = &mut other {
+        id.namespace = "web".into();
+    }
+    scene.say(&Subject::LocalPods, News::Object(Ok(other)));
+    let _ = scene.want(&Demand::default(), 100);
+    assert_eq!(scene.source.watches[&Subject::Policies].number, number);
+    scene.say(&Subject::Policies, News::End);
+    let _ = scene.want(&Demand::default(), 100);
+    assert_ne!(scene.source.watches[&Subject::Policies].number, number);
+}
+
+#[tokio::test]
+async fn before_the_pods_here_are_known_policies_that_are_not_kept_are_forgotten() {
+    let mut scene = Scene::for_pods_here();
+    scene.policy("shop", "allow", ALLOW);
+    scene.policy("web", "allow", ALLOW);
+    scene.fill();
+    scene.policy("shop", "deny", DENY);
+    assert_eq!(scene.texts(), [("allow", None, None), ("deny", None, None)]);
+    scene.fill();
+    scene.policy("web", "deny", DENY);
+    let mut web = pod("a", OWN, "10.0.0.1");
+    if let Object::Pod(id, _) = &mut web {
+        id.namespace = "web".into();
+    }
+    scene.list(&Subject::LocalPods, vec![web]);
+    assert_eq!(scene.texts(), [("allow", Some(CLOSED), None), ("deny", Some(CLOSED), None)]);
+    let broken: Vec<String> = scene.index.cluster().broken.iter().map(ToString::to_string).collect();
+    assert_eq!(broken, ["web/allow", "web/deny"], "its pods may keep what they have");
+}
+
+#[tokio::test]
+async fn the_version_in_force_of_an_invalid_policy_takes_room_too() {
+    for mut scene in [Scene::new(), Scene::for_pods_here()] {
+        let valid = format!("{ALLOW}{}", " ".repeat(MOST_POLICY_BYTES / 8));
+        for name in 0..20 {
+            scene.policy("shop", &name.to_string(), &valid);
+            scene.policy("shop", &name.to_string(), "{");
+        }
+        let texts = scene.index.texts().flat_map(|(_, text, good)| text.into_iter().chain(good));
+        let kept: usize = texts.map(str::len).sum();
+        assert!((valid.len()..=MOST_POLICY_BYTES).contains(&kept), "{kept} octets are kept");
+    }
+}
+
+#[tokio::test]
+async fn large_namespaces_leave_room_for_others() {
+    let mut scene = Scene::for_pods_here();
+    scene.list(&Subject::LocalPods, Vec::new());
+    for number in 0..=MOST_UNREAD_BYTES / MOST_POLICY_BYTES {
+        for name in ["a", "b", "c", "d"] {
+            scene.policy(&format!("large-{number}"), name, &" ".repeat(MOST_POLICY_BYTES / 4));
+        }
+    }
+    scene.policy("shop", "deny", DENY);
+    assert_eq!(scene.texts(), [("deny", Some(DENY), None)]);
+    let large: usize = scene.index.texts().filter_map(|(_, text, _)| text).map(str::len).sum();
+    assert!(large <= MOST_UNREAD_BYTES / 2 + DENY.len() + 64 * CLOSED.len(), "{large} octets are kept");
+    for number in 0..=MOST_UNREAD_BYTES / MOST_POLICY_BYTES {
+        for name in ["a", "b", "c", "d"] {
+            scene
+                .gone(&Subject::Policies, ObjectKey::ConfigMap(NsName::new(format!("large-{number}"), name)));
+        }
+    }
+    assert_eq!((scene.source.lengths.large, scene.source.lengths.total), (0, DENY.len()));
 }
