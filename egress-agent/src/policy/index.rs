@@ -273,11 +273,14 @@ struct Unread {
     good: Option<Arc<str>>,
 }
 
+/// A ConfigMap, its text as it is now, and the one in force where that is an earlier one.
+type Text = (NsName, Option<Arc<str>>, Option<Arc<str>>);
+
 /// An index as it was at one time. It shares with the index what has not changed since.
 #[derive(Clone, Debug)]
 pub struct View {
     cluster: Cluster,
-    texts: Vec<(NsName, Option<Arc<str>>, Option<Arc<str>>)>,
+    texts: Vec<Text>,
 }
 
 impl View {
