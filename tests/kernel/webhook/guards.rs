@@ -41,7 +41,10 @@ pub(crate) fn switch(scene: &Scene<'_>, name: &str) {
     let group = "rbac.authorization.k8s.io";
     let role = json!({
         "apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": { "name": "namespace-editor" },
-        "rules": [{ "apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "patch", "update"] }],
+        "rules": [{
+            "apiGroups": [""], "resources": ["namespaces", "namespaces/status", "namespaces/finalize"],
+            "verbs": ["get", "patch", "update"],
+        }],
     });
     good(scene.server.put(&role));
     let bind = |role: &str, to: &str| {
@@ -58,6 +61,8 @@ pub(crate) fn switch(scene: &Scene<'_>, name: &str) {
     until("the tenant may edit namespaces", || {
         scene.kubectl_as(&tenant, &["annotate", "namespace", &namespace, "--overwrite", "a=b"], "").well
     });
+    let try_it = ["label", "namespace", &namespace, "--dry-run=server", "egress-validation-"];
+    until("the server has taken the guard up", || !scene.kubectl_as(&tenant, &try_it, "").well);
     for change in ["egress-validation-", "egress-validation=disabled", "egress-validation="] {
         let said = scene.kubectl_as(&tenant, &["label", "namespace", &namespace, "--overwrite", change], "");
         assert!(!said.well, "{change}: {}", said.text);
@@ -65,6 +70,20 @@ pub(crate) fn switch(scene: &Scene<'_>, name: &str) {
             "the label egress-validation=enabled of the namespace {namespace} may be changed only by who has the verb"
         );
         assert!(said.text.contains(&wanted), "{}", said.text);
+    }
+    // What carries an update of a part carries labels, too.
+    let path = format!("/api/v1/namespaces/{namespace}");
+    let mut object = good(scene.server.request("GET", &path, JSON, &Value::Null));
+    object["metadata"]["labels"].as_object_mut().expect("it has labels").remove("egress-validation");
+    object["metadata"].as_object_mut().expect("it has a name").remove("resourceVersion");
+    for part in ["", "/status", "/finalize"] {
+        let replace = ["replace", "--raw", &format!("{path}{part}"), "-f", "-"];
+        let said = scene.kubectl_as(&tenant, &replace, &object.to_string());
+        assert!(
+            !said.well && said.text.contains("may be changed only by who has the verb"),
+            "{part}: {}",
+            said.text
+        );
     }
     // On is for everybody.
     let open = format!("{name}-open");
