@@ -48,7 +48,7 @@ use crate::{
         flow::Flow,
         governance::Profile,
         index::{Change, InForce, Index, ParsePolicy},
-        model::{PolicyId, PolicyKind},
+        model::{Policy, PolicyId, PolicyKind},
         reference,
     },
     telemetry::{
@@ -476,6 +476,17 @@ fn watch_again(
     manifests.map_or(Ok(()), |manifests| manifests.renew().context("watching manifests"))
 }
 
+/// Reads the policy in the ConfigMap `id` as the agent does: whether it holds, and what there is to say about it.
+///
+/// Text and meaning decide. What else there is to say is told, in the words of the webhook.
+#[must_use]
+pub fn read_policy(id: &NsName, text: &str) -> (Option<Policy>, Vec<Finding>) {
+    let subject = Subject { id, text, old: None, profile: Profile::Off };
+    let now = clock::wall_seconds_and_fraction().0;
+    let Judgement { policy, findings } = RULES.judge(&subject, now);
+    (policy, some(findings))
+}
+
 /// Returns as many findings as are worth keeping for as long as the policy is there, errors first.
 fn some(mut findings: Vec<Finding>) -> Vec<Finding> {
     if findings.len() > MOST_KEPT {
@@ -566,13 +577,7 @@ impl Node {
             engine,
             started: clock::wall_seconds_and_fraction().0,
             cache: compile::Cache::default(),
-            index: index(|id, text| {
-                // Text and meaning decide. What else there is to say is told, in the words of the webhook.
-                let subject = Subject { id, text, old: None, profile: Profile::Off };
-                let now = clock::wall_seconds_and_fraction().0;
-                let Judgement { policy, findings } = RULES.judge(&subject, now);
-                (policy, some(findings))
-            }),
+            index: index(read_policy),
             source: Source::Directory(DirectorySource::new(directory)),
             cgroups: BTreeMap::new(),
             pods: BTreeMap::new(),
