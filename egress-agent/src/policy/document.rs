@@ -8,6 +8,7 @@ mod clouds;
 mod context;
 mod destination;
 mod domains;
+mod format;
 mod governance;
 mod json;
 mod ports;
@@ -18,6 +19,7 @@ mod warnings;
 
 use std::collections::HashMap;
 
+pub use self::format::canonical;
 pub(crate) use self::context::{nearest, shown};
 use self::{
     context::{Context, Fields, Slot},

@@ -375,7 +375,7 @@ impl Judged<'_> {
 }
 
 /// Returns the text of a field; of an expiry, whatever is not empty.
-fn value(rule: &Rule, field: Field) -> Option<&str> {
+pub(super) fn value(rule: &Rule, field: Field) -> Option<&str> {
     let governance = &rule.governance;
     match field {
         Field::Owner => governance.owner.as_deref(),

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod compile;
 pub mod demand;
 pub mod diff;
+pub mod difference;
 pub mod document;
 pub mod entries;
 pub mod finding;
