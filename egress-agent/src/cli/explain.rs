@@ -76,7 +76,7 @@ pub struct Arguments {
     engine: EngineArgument,
 
     /// Answer for this time (RFC 3339) instead of now
-    #[arg(long, value_name = "TIME", value_parser = second)]
+    #[arg(long, value_name = "TIME", value_parser = super::second)]
     at: Option<u64>,
 
     /// Take the egress rules of NetworkPolicies into account
@@ -146,12 +146,6 @@ enum Invalid {
     Deny,
     /// Nothing
     Ignore,
-}
-
-fn second(text: &str) -> Result<u64, String> {
-    let timestamp: jiff::Timestamp =
-        text.parse().map_err(|_| "write it like 2027-03-31T12:00:00Z".to_owned())?;
-    u64::try_from(timestamp.as_second()).map_err(|_| "no time before 1970".to_owned())
 }
 
 impl Arguments {

@@ -1,14 +1,21 @@
 //! The command line: one file a subcommand. Exit codes: 0 clean, 1 findings or denied, 2 could not run.
 
 pub mod agent;
+pub mod diff;
+mod documents;
+pub mod exceptions;
 pub mod explain;
+pub mod fmt;
 pub mod schema;
 pub mod status;
 pub mod unload;
 pub mod validate;
 pub mod webhook;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +48,12 @@ enum Command {
     Explain(Box<explain::Arguments>),
     /// Say what is wrong in policies and manifests
     Validate(validate::Arguments),
+    /// Write policies in their canonical form
+    Fmt(fmt::Arguments),
+    /// Say what a change of policies opens and closes
+    Diff(diff::Arguments),
+    /// Tell of the exceptions that policies make: who answers for each, why, until when
+    Exceptions(exceptions::Arguments),
     /// Remove everything an agent left in the kernel; enforcement ends
     Unload(unload::Arguments),
 }
@@ -58,12 +71,35 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
+        Command::Fmt(arguments) => fmt::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
+        Command::Exceptions(arguments) => exceptions::run(&arguments),
         Command::Unload(arguments) => unload::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(COULD_NOT_RUN)
     })
+}
+
+/// Writes to standard output. Whoever does not read on has had enough.
+fn write(text: &str) -> io::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Tells of an error that does not end the program at once.
+fn complain(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
+/// Reads a time as seconds since the epoch.
+fn second(text: &str) -> Result<u64, String> {
+    let timestamp: jiff::Timestamp =
+        text.parse().map_err(|_| "write it like 2027-03-31T12:00:00Z".to_owned())?;
+    u64::try_from(timestamp.as_second()).map_err(|_| "no time before 1970".to_owned())
 }
 
 /// Has a panic end the process at once.

@@ -1,31 +1,39 @@
 //! `egress-agent validate`: what is wrong, or doubtful, in policies and manifests.
 
+mod output;
+pub(super) mod report;
+
 use std::{
-    collections::BTreeSet,
-    fmt, fs,
-    io::{self, Read as _, Write as _},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 
-use super::COULD_NOT_RUN;
+use self::{
+    output::{Checked, Outcome, Output},
+    report::Report,
+};
+use super::{
+    COULD_NOT_RUN,
+    documents::{Document, Documents},
+};
 use crate::{
     check::{Rules, Subject},
-    k8s::{
-        convert::POLICY_KEY,
-        manifests::{self, ManifestError, ManifestFile},
-    },
+    k8s::convert::POLICY_KEY,
     kernel::clock,
     policy::{
         cluster::{Cluster, NsName, Settings},
         compile::{Why, compile_all},
         finding::{Finding, Severity},
-        index::{Change, Index, Object, ObjectKey},
-        model::{Effect, Peer, Policy, PolicyKind, RulePart},
+        governance::Profile,
+        index::{Change, Index, Object},
+        model::{Effect, Policy, PolicyId, PolicyKind, RulePart},
     },
     rego,
 };
@@ -33,159 +41,129 @@ use crate::{
 /// The exit code when something was found.
 const FINDINGS: u8 = 1;
 
-/// What standard input is called in findings.
-const STANDARD_INPUT: &str = "<stdin>";
+const RULES: &str = "Rules";
+const OUTPUT: &str = "Output";
 
 /// What to check.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 nothing found that fails, 1 errors (with --fail-on-warn also warnings), 2 could not run.\n\
+    Findings go to standard output, what they add up to goes to standard error. NO_COLOR is obeyed.\n\n\
+    Examples:\n  \
+    egress-agent validate policies/\n  \
+    kubectl kustomize overlays/prod | egress-agent validate --rules rules.yaml -\n  \
+    egress-agent validate -o sarif policies/ > findings.sarif\n  \
+    egress-agent validate --test my-rules/"
+)]
 pub struct Arguments {
     /// Manifests, policy.json documents, and directories of them; - for standard input
     #[arg(value_name = "PATH", required_unless_present = "test")]
     paths: Vec<PathBuf>,
 
+    /// Judge by the rules in this file too: governance, policy as code, what is known of the cluster
+    #[arg(long, value_name = "FILE", env = "EGRESS_RULES", help_heading = RULES)]
+    rules: Option<PathBuf>,
+
+    /// Ask the policy as code in this folder too, and the shipped one; may be given several times
+    #[arg(long, value_name = "DIR", help_heading = RULES, conflicts_with = "test")]
+    policies: Vec<PathBuf>,
+
+    /// The profile of governance, in place of the one in the rules; the annotation of a Namespace among the PATHs counts as in the
+    /// webhook
+    #[arg(long, value_name = "PROFILE", help_heading = RULES, conflicts_with = "test")]
+    profile: Option<ProfileArgument>,
+
+    /// Judge as of this time (RFC 3339) instead of now
+    #[arg(long, value_name = "TIME", value_parser = super::second, help_heading = RULES, conflicts_with = "test")]
+    now: Option<u64>,
+
     /// Run the tests of policy as code in the PATHs, which are folders then; without one those of the shipped rules
-    #[arg(long, conflicts_with_all = ["output", "fail_on_warn"])]
+    #[arg(long, help_heading = RULES, conflicts_with_all = ["output", "fail_on_warn"])]
     test: bool,
 
     /// How to write the findings
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
+    #[arg(short, long, value_name = "FORMAT", help_heading = OUTPUT)]
+    output: Option<Output>,
 
     /// Fail on warnings too
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     fail_on_warn: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A line for each
-    Table,
-    /// A list
-    Json,
-    /// A list
-    Yaml,
+enum ProfileArgument {
+    /// Only what has ended or soon will is told
+    Off,
+    /// What breaks a rule is a warning
+    Warn,
+    /// What breaks a rule is an error
+    Required,
 }
 
-/// Something found, with its place.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
-    file: String,
-    /// In the file; of the policy or the object where nothing nearer is known.
-    line: Option<u64>,
-    column: Option<u64>,
-    policy: Option<String>,
-    severity: &'static str,
-    /// The field.
-    path: Option<String>,
-    message: String,
-    hint: Option<String>,
-    /// The rule of governance or of policy as code that found it.
-    rule: Option<String>,
-    /// The place in the text of the policy, where that cannot be turned into one in the file.
-    policy_line: Option<u32>,
-    policy_column: Option<u32>,
-}
-
-impl Report {
-    fn is_error(&self) -> bool {
-        self.severity == Severity::Error.as_str()
+impl From<ProfileArgument> for Profile {
+    fn from(profile: ProfileArgument) -> Self {
+        match profile {
+            ProfileArgument::Off => Self::Off,
+            ProfileArgument::Warn => Self::Warn,
+            ProfileArgument::Required => Self::Required,
+        }
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-            if let Some(column) = self.column {
-                write!(f, ":{column}")?;
-            }
+impl Arguments {
+    fn rules(&self) -> anyhow::Result<Rules> {
+        let mut rules = match &self.rules {
+            Some(path) => Rules::from_file(path)?,
+            None => Rules::default(),
+        };
+        for folder in &self.policies {
+            rules.add_bundle(folder)?;
         }
-        write!(f, ": {}: {}", self.severity, self.message)?;
-        let mut about = Vec::new();
-        about.extend(self.policy.clone());
-        about.extend(self.path.clone());
-        if let (Some(line), Some(column)) = (self.policy_line, self.policy_column) {
-            about.push(format!("{POLICY_KEY} line {line} column {column}"));
+        if let Some(profile) = self.profile {
+            rules.governance.profile = profile.into();
         }
-        if !about.is_empty() {
-            write!(f, " ({})", about.join(", "))?;
-        }
-        if let Some(hint) = &self.hint {
-            write!(f, "; {hint}")?;
-        }
-        if let Some(rule) = &self.rule {
-            write!(f, " [{rule}]")?;
-        }
-        Ok(())
+        Ok(rules)
     }
-}
-
-/// What has been found so far.
-#[derive(Debug)]
-struct Check {
-    now: u64,
-    rules: Rules,
-    reports: Vec<Report>,
-    policies: usize,
-    index: Index,
-    seen: BTreeSet<ObjectKey>,
-    /// Where the policies stand whose unresolved destinations are told at the end.
-    places: Vec<(NsName, Place)>,
-}
-
-/// Where the text of a policy stands in a file.
-#[derive(Clone, Debug)]
-struct Place {
-    file: String,
-    /// The line of the file before the text's first, and what stands before each of its lines; `None` if the text does not
-    /// stand in the file as it is.
-    offset: Option<(usize, usize)>,
-    /// The line of the object, as near as is known.
-    line: Option<usize>,
-    /// Whether the file is the policy.
-    bare: bool,
 }
 
 /// Checks.
 ///
 /// # Errors
 ///
-/// When the findings cannot be written.
+/// When the rules cannot be used, or the findings cannot be written.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.test {
         let report = rego::test::run(&arguments.paths)?;
-        write!(io::stdout().lock(), "{report}").context("writing what the tests came to")?;
+        super::write(&report.to_string()).context("writing what the tests came to")?;
         return Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) });
     }
-    let mut check = Check {
-        now: clock::wall_seconds_and_fraction().0,
-        rules: Rules::default(),
-        reports: Vec::new(),
-        policies: 0,
-        index: Index::default(),
-        seen: BTreeSet::new(),
-        places: Vec::new(),
-    };
+    let rules = arguments.rules()?;
+    let now = arguments.now.unwrap_or_else(|| clock::wall_seconds_and_fraction().0);
+    let mut documents = Documents::default();
     let mut unreadable = false;
     for path in &arguments.paths {
-        if let Err(error) = check.path(path) {
-            eprintln!("error: {error:#}");
+        if let Err(error) = documents.add(path) {
+            super::complain(&error);
             unreadable = true;
         }
     }
-    check.unmatched();
-    let Check { reports, policies, .. } = check;
-    write(&reports, arguments.output).context("writing the findings")?;
-    let errors = reports.iter().filter(|report| report.is_error()).count();
-    let warnings = reports.len() - errors;
+    let policies = documents.list.len() + documents.network_policies;
+    let outcome = check(documents, &rules, now, arguments.fail_on_warn);
+    super::write(&outcome.write(arguments.output)?).context("writing the findings")?;
+    let errors = outcome.reports.iter().filter(|report| report.is_error()).count();
+    let warnings = outcome.reports.len() - errors;
     let count = |number: usize, word: &str| match number {
         1 => format!("1 {word}"),
         number => format!("{number} {word}s"),
     };
     let checked = if policies == 1 { "1 policy".to_owned() } else { format!("{policies} policies") };
-    eprintln!("{checked} checked: {}, {}", count(errors, "error"), count(warnings, "warning"));
+    let sum = format!("{checked} checked: {}, {}\n", count(errors, "error"), count(warnings, "warning"));
+    // Whoever does not listen has the exit code.
+    if let Err(error) = io::stderr().lock().write_all(sum.as_bytes())
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(error).context("writing what was found");
+    }
     Ok(if unreadable {
         ExitCode::from(COULD_NOT_RUN)
     } else if errors > 0 || (arguments.fail_on_warn && warnings > 0) {
@@ -195,220 +173,152 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn write(reports: &[Report], output: Output) -> anyhow::Result<()> {
-    let text = match output {
-        Output::Table => reports.iter().map(|report| format!("{report}\n")).collect(),
-        Output::Json => serde_json::to_string_pretty(reports)? + "\n",
-        Output::Yaml => serde_saphyr::to_string(&reports)?,
-    };
-    Ok(io::stdout().lock().write_all(text.as_bytes())?)
+/// Judges everything that was read.
+fn check(documents: Documents, rules: &Rules, now: u64, strict: bool) -> Outcome {
+    let Documents { list, objects, errors, annotations, sources, order, network_policies: _ } = documents;
+    let judged = judge_all(&list, rules, &annotations, now);
+    let mut reports: Vec<Report> = errors.iter().map(Report::of_file).collect();
+    let mut good = BTreeMap::new();
+    for (number, (document, (findings, holds))) in list.iter().zip(judged).enumerate() {
+        let place = &document.place;
+        reports.extend(
+            findings.into_iter().map(|finding| Report::new(&document.id, finding, place, Some(number))),
+        );
+        if holds {
+            good.entry(&document.id).or_insert(number);
+        }
+    }
+    for (id, finding) in unmatched(objects) {
+        if let Some(number) = good.get(&id) {
+            reports.push(Report::new(&id, finding, &list[*number].place, Some(*number)));
+        }
+    }
+    reports.sort_by_key(|report| order.get(&report.file));
+    let checked = list.iter().map(|Document { id, place, .. }| Checked {
+        file: place.file.to_string(),
+        name: if place.bare { id.name.clone() } else { id.to_string() },
+        line: place.line,
+    });
+    Outcome { checked: checked.collect(), reports, sources, strict }
 }
 
-impl Check {
-    fn path(&mut self, path: &Path) -> anyhow::Result<()> {
-        if path == Path::new("-") {
-            let mut text = String::new();
-            io::stdin().lock().read_to_string(&mut text).context("reading standard input")?;
-            if is_bare(&text) {
-                self.bare(STANDARD_INPUT, "stdin", &text);
-            } else {
-                self.manifest(manifests::parse(STANDARD_INPUT.into(), &text), &text);
-            }
-            return Ok(());
+/// Judges documents on all processors, and returns of each, in their order, what was found and whether it is a policy.
+fn judge_all(
+    list: &[Document],
+    rules: &Rules,
+    annotations: &BTreeMap<String, Option<String>>,
+    now: u64,
+) -> Vec<(Vec<Finding>, bool)> {
+    /// Fewer than these are not worth a thread.
+    const SHARE: usize = 16;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(document) = list.get(number) else { return done };
+            done.push((number, judge(document, rules, annotations, now)));
         }
-        let named = !path.is_dir();
-        for file in manifests::load(path)?.files {
-            // What cannot be read has been reported among the file's errors, so its text matters no more.
-            let text = match fs::read_to_string(&file.path) {
-                Ok(text) => text,
-                Err(error) if named => {
-                    return Err(error).with_context(|| format!("cannot read {}", path.display()));
-                }
-                Err(_) => {
-                    self.errors(&file.errors);
-                    continue;
-                }
-            };
-            let json = file.path.extension().is_some_and(|extension| extension == "json");
-            if (json || named) && is_bare(&text) {
-                let stem = file.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-                self.bare(&file.path.display().to_string(), stem.as_deref().unwrap_or("policy"), &text);
-            } else {
-                self.manifest(file, &text);
-            }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(list.len().div_ceil(SHARE));
+    let mut done = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut done = work();
+        for other in others {
+            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
-        Ok(())
-    }
+        done
+    });
+    done.sort_unstable_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, judged)| judged).collect()
+}
 
-    /// Checks a text that is a policy without a ConfigMap around it.
-    fn bare(&mut self, file: &str, name: &str, text: &str) {
-        let place = Place { file: file.to_owned(), offset: Some((0, 0)), line: None, bare: true };
-        self.policy(&NsName::new("default", name), text, &place);
-    }
-
-    fn errors(&mut self, errors: &[ManifestError]) {
-        for error in errors {
-            self.reports.push(Report {
-                file: error.path.display().to_string(),
-                line: error.line.map(|line| line as u64),
-                column: None,
-                policy: None,
-                severity: Severity::Error.as_str(),
-                path: None,
-                message: error.message.clone(),
-                hint: error.hint.clone(),
-                rule: None,
-                policy_line: None,
-                policy_column: None,
-            });
-        }
-    }
-
-    fn manifest(&mut self, file: ManifestFile, text: &str) {
-        self.errors(&file.errors);
-        let mut scalars = block_scalars(text);
-        for (key, object) in file.objects {
-            match &object {
-                Object::ConfigMap { id, managed: true, policy } => {
-                    let mut place = Place {
-                        file: file.path.display().to_string(),
-                        offset: None,
-                        line: name_line(text, &id.name),
-                        bare: false,
-                    };
-                    if let Some(policy) = policy {
-                        // The first block that says the same and is not another policy's.
-                        let same = |scalar: &Scalar| scalar.text.trim_end() == policy.trim_end();
-                        if let Some(found) = scalars.iter().position(same) {
-                            let scalar = scalars.remove(found);
-                            place.offset = Some((scalar.line, scalar.indent));
-                        }
-                        self.policy(id, policy, &place);
-                    } else {
-                        self.policies += 1;
-                        let finding = Finding {
-                            severity: Severity::Error,
-                            path: String::new(),
-                            line: 0,
-                            column: 0,
-                            message: format!("no text under `{POLICY_KEY}`"),
-                            hint: Some(
-                                "put the policy under that key, or take the label `egress-controller: managed` off".into(),
-                            ), rule: None,
-                        };
-                        self.report(id, finding, &place);
-                    }
-                }
-                Object::NetworkPolicy(..) => self.policies += 1,
-                _ => {}
-            }
-            // Of an object that stands twice the first counts, as for the agent.
-            if self.seen.insert(key) {
-                self.apply(object);
-            }
-        }
-    }
-
-    /// Takes an object into the cluster. What that changes is looked at when all are there.
-    fn apply(&mut self, object: Object) {
-        let _: Change = self.index.apply(object);
-    }
-
-    fn policy(&mut self, id: &NsName, text: &str, place: &Place) {
-        self.policies += 1;
-        let subject = Subject { id, text, old: None, profile: self.rules.governance.profile };
-        let judgement = self.rules.judge(&subject, self.now);
-        for finding in judgement.findings {
-            self.report(id, finding, place);
-        }
-        if judgement.policy.is_some() {
-            self.places.push((id.clone(), place.clone()));
-        }
-    }
-
-    fn report(&mut self, id: &NsName, finding: Finding, place: &Place) {
-        let Finding { severity, path, line, column, message, hint, rule } = finding;
-        let known = line > 0;
-        let (in_file, in_policy) = match place.offset {
-            Some((before, indent)) if known => (
-                (Some(before + line as usize), (column > 0).then_some(indent + column as usize)),
-                (None, None),
+fn judge(
+    document: &Document,
+    rules: &Rules,
+    annotations: &BTreeMap<String, Option<String>>,
+    now: u64,
+) -> (Vec<Finding>, bool) {
+    let Document { id, text, .. } = document;
+    let annotation = annotations.get(&id.namespace).and_then(Option::as_deref);
+    let (profile, doubt) = rules.profile(annotation);
+    let mut findings = Vec::from_iter(doubt);
+    let Some(text) = text else {
+        findings.push(Finding {
+            severity: Severity::Error,
+            path: String::new(),
+            line: 0,
+            column: 0,
+            message: format!("no text under `{POLICY_KEY}`"),
+            hint: Some(
+                "put the policy under that key, or take the label `egress-controller: managed` off".into(),
             ),
-            _ => (
-                (place.offset.map(|(before, _)| before).filter(|line| *line > 0).or(place.line), None),
-                (known.then_some(line), known.then_some(column)),
-            ),
-        };
-        self.reports.push(Report {
-            file: place.file.clone(),
-            line: in_file.0.map(|line| line as u64),
-            column: in_file.1.map(|column| column as u64),
-            policy: (!place.bare).then(|| id.to_string()),
-            severity: severity.as_str(),
-            path: (!path.is_empty()).then_some(path),
-            message,
-            hint,
-            rule,
-            policy_line: in_policy.0,
-            policy_column: in_policy.1,
+            rule: None,
         });
-    }
+        return (findings, false);
+    };
+    let judgement = rules.judge(&Subject { id, text, old: None, profile }, now);
+    findings.extend(judgement.findings);
+    (findings, judgement.policy.is_some())
+}
 
-    /// Warns of destinations that name what the manifests do not have, if there are pods to ask for.
-    fn unmatched(&mut self) {
-        let cluster = self.index.cluster();
-        let mut found = BTreeSet::new();
-        for compiled in compile_all(cluster, &Settings::default(), cluster.pods.keys()).into_values() {
-            for unmatched in compiled.unresolved {
-                let RulePart::Destination(name) = &unmatched.rule.part else { continue };
-                let told = match &unmatched.why {
-                    // Told for every policy already.
-                    Why::NotLookedUp(_) => false,
-                    // Without any Services among the manifests, that one is absent says nothing.
-                    Why::NoService(_) => !cluster.services.is_empty(),
-                    Why::ExternalName(..) => true,
-                    Why::NoNode(_) => !cluster.nodes.is_empty(),
-                };
-                if told && unmatched.rule.policy.kind == PolicyKind::ConfigMap {
-                    found.insert((unmatched.rule.policy.id.clone(), name.clone(), unmatched.why.to_string()));
-                }
+/// Warns of destinations that name what the manifests do not have, if there are pods to ask for.
+fn unmatched(objects: Vec<(crate::policy::index::ObjectKey, Object)>) -> Vec<(NsName, Finding)> {
+    if !objects.iter().any(|(_, object)| matches!(object, Object::Pod(..))) {
+        return Vec::new();
+    }
+    let mut index = Index::default();
+    let mut seen = BTreeSet::new();
+    for (key, object) in objects {
+        // Of an object that stands twice the first counts, as for the agent.
+        if seen.insert(key) {
+            // What changes is looked at when all are there.
+            let _: Change = index.apply(object);
+        }
+    }
+    let cluster = index.cluster();
+    let mut found = BTreeSet::new();
+    for compiled in compile_all(cluster, &Settings::default(), cluster.pods.keys()).into_values() {
+        for unmatched in compiled.unresolved {
+            let RulePart::Destination(name) = &unmatched.rule.part else { continue };
+            let told = match &unmatched.why {
+                // Told for every policy already.
+                Why::NotLookedUp(_) => false,
+                // Without any Services among the manifests, that one is absent says nothing.
+                Why::NoService(_) => !cluster.services.is_empty(),
+                Why::ExternalName(..) => true,
+                Why::NoNode(_) => !cluster.nodes.is_empty(),
+            };
+            if told && unmatched.rule.policy.kind == PolicyKind::ConfigMap {
+                found.insert((unmatched.rule.policy.id.clone(), name.clone(), unmatched.why.to_string()));
             }
         }
-        let findings: Vec<_> = found
-            .into_iter()
-            .filter_map(|(id, name, why)| {
-                let place = self.places.iter().find(|(other, _)| *other == id)?.1.clone();
-                let finding = Finding {
-                    severity: Severity::Warning,
-                    path: path_of(cluster, &id, &name),
-                    line: 0,
-                    column: 0,
-                    message: format!("{name} matches nothing: {why}"),
-                    hint: None,
-                    rule: None,
-                };
-                Some((id, finding, place))
-            })
-            .collect();
-        for (id, finding, place) in findings {
-            self.report(&id, finding, &place);
-        }
     }
+    let finding = |(id, name, why): (NsName, String, String)| {
+        let finding = Finding {
+            severity: Severity::Warning,
+            path: path_of(cluster, &id, &name),
+            line: 0,
+            column: 0,
+            message: format!("{name} matches nothing: {why}"),
+            hint: None,
+            rule: None,
+        };
+        (id, finding)
+    };
+    found.into_iter().map(finding).collect()
 }
 
 /// Returns where a destination stands in its policy.
 fn path_of(cluster: &Cluster, id: &NsName, name: &str) -> String {
-    cluster
-        .policies
-        .values()
-        .filter(|policy| policy.id.kind == PolicyKind::ConfigMap && policy.id.id == *id)
-        .flat_map(|policy| paths(policy))
-        .find(|(_, other, _)| *other == name)
-        .map_or_else(String::new, |(path, _, _)| path)
+    let policy = cluster.policies.get(&PolicyId { kind: PolicyKind::ConfigMap, id: id.clone() });
+    policy
+        .and_then(|policy| paths(policy).find(|(_, other)| *other == name))
+        .map_or_else(String::new, |(path, _)| path)
 }
 
 /// Each rule of a policy with the field it stands in and its name.
-fn paths(policy: &Policy) -> impl Iterator<Item = (String, &str, &[Peer])> {
+fn paths(policy: &Policy) -> impl Iterator<Item = (String, &str)> {
     let (mut allowed, mut denied) = (0, 0);
     policy.rules.iter().map(move |rule| {
         let (list, index) = match rule.effect {
@@ -417,88 +327,6 @@ fn paths(policy: &Policy) -> impl Iterator<Item = (String, &str, &[Peer])> {
         };
         let path = format!("{list}[{index}]");
         *index += 1;
-        (path, rule.name.as_str(), rule.peers.as_slice())
+        (path, rule.name.as_str())
     })
-}
-
-/// Returns whether a text is a policy document rather than an object: a JSON object without apiVersion and kind.
-fn is_bare(text: &str) -> bool {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if !text.trim_start().starts_with('{') {
-        return false;
-    }
-    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text) {
-        Ok(fields) => !fields.contains_key("apiVersion") && !fields.contains_key("kind"),
-        // Several objects in a row, or a broken one: what it looks like decides.
-        Err(_) => !text.contains("\"apiVersion\"") && !text.contains("\"kind\""),
-    }
-}
-
-/// A block of text under `policy.json` in YAML.
-#[derive(Debug)]
-struct Scalar {
-    /// The line of its key, from 1: the line before its first.
-    line: usize,
-    /// How many blanks stand before each of its lines.
-    indent: usize,
-    text: String,
-}
-
-/// Finds every `policy.json: |` and the lines that belong to it.
-fn block_scalars(text: &str) -> Vec<Scalar> {
-    let lines: Vec<&str> = text.lines().collect();
-    let indent = |line: &str| line.len() - line.trim_start_matches(' ').len();
-    let mut found = Vec::new();
-    for (i, line) in lines.iter().enumerate() {
-        let key = line.trim_start().trim_start_matches("? ");
-        let rest = [POLICY_KEY, "\"policy.json\"", "'policy.json'"]
-            .iter()
-            .find_map(|name| key.strip_prefix(name)?.trim_start().strip_prefix(':'));
-        if !rest.is_some_and(|rest| rest.trim_start().starts_with('|')) {
-            continue;
-        }
-        let Some(first) = lines[i + 1..].iter().find(|line| !line.trim().is_empty()) else { continue };
-        let depth = indent(first);
-        if depth <= indent(line) {
-            continue;
-        }
-        let body = lines[i + 1..].iter().take_while(|line| line.trim().is_empty() || indent(line) >= depth);
-        let text: Vec<&str> = body.map(|line| line.get(depth..).unwrap_or("")).collect();
-        found.push(Scalar { line: i + 1, indent: depth, text: text.join("\n") });
-    }
-    found
-}
-
-/// Returns the first line that gives an object this name.
-fn name_line(text: &str, name: &str) -> Option<usize> {
-    let bare = |text: &str| text.trim().trim_end_matches(',').trim_matches(['"', '\'']).to_owned();
-    text.lines()
-        .position(|line| {
-            line.split_once(':').is_some_and(|(key, value)| {
-                bare(key.trim_start().trim_start_matches("- ")) == "name" && bare(value) == name
-            })
-        })
-        .map(|line| line + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_are_found_with_their_depth() {
-        let text = "data:\n  policy.json: |\n    {\n      \"a\": 1\n    }\n  other: x\n";
-        let found = block_scalars(text);
-        assert_eq!(found.len(), 1);
-        assert_eq!((found[0].line, found[0].indent), (2, 4));
-        assert_eq!(found[0].text, "{\n  \"a\": 1\n}");
-    }
-
-    #[test]
-    fn a_document_is_told_from_an_object() {
-        assert!(is_bare("{\"defaultAction\": \"deny\"}"));
-        assert!(is_bare(" {\"defaultAction\": "));
-        assert!(!is_bare("{\"apiVersion\": \"v1\", \"kind\": \"Pod\"}"));
-        assert!(!is_bare("apiVersion: v1\nkind: Pod\n"));
-    }
 }
