@@ -111,6 +111,22 @@ fn fmt_refuses_what_is_wrong() {
     assert_eq!(run(at, &["fmt", "--check", "-w", "."], "").0, 2);
     fs::write(at.join("bytes.json"), b"\xff").expect("it can be written");
     assert_eq!(run(at, &["fmt", "bytes.json"], "").0, 2);
+    let big = format!("{{\"description\": \"{}\"}}", "x".repeat(10 << 20));
+    fs::write(at.join("big.json"), big).expect("it can be written");
+    let (code, out, err) = run(at, &["fmt", "big.json"], "");
+    assert!(code == 1 && out.is_empty() && err.contains("Policy too large"), "{err}");
+}
+
+#[test]
+fn fmt_leaves_what_would_grow_too_large() {
+    let entity = |n: usize| format!(r#"{{"name":"d{n}","entity":"node"}}"#);
+    let list: Vec<String> = (0..16_000).map(entity).collect();
+    let text =
+        format!(r#"{{"description":"{}","allowedDestinations":[{}]}}"#, "x".repeat(500_000), list.join(","));
+    let folder = folder(&[("p.json", &text)]);
+    let (code, out, err) = run(folder.path(), &["fmt", "p.json"], "");
+    assert_eq!((code, out == text), (0, true), "{err}");
+    assert!(err.contains("stays as it is"), "{err}");
 }
 
 #[test]

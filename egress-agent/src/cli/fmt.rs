@@ -17,8 +17,10 @@ use super::{
     validate::report::Report,
 };
 use crate::policy::{
+    cluster::NsName,
     document::{self, canonical},
     finding::Finding,
+    model::Policy,
 };
 
 /// The exit code when a file is not in its form, or holds a policy that is none.
@@ -125,14 +127,21 @@ fn form(text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
         // What has no text is for `validate` to find.
         let Some(policy) = policy else { continue };
         let parsed = document::parse(id, policy);
-        if parsed.policy.is_none() {
+        let Some(meaning) = parsed.policy else {
             let errors = parsed.findings.into_iter().filter(Finding::is_error);
             wrong.extend(errors.map(|finding| Report::new(id, finding, place, None)));
             continue;
-        }
+        };
         let formed = canonical(policy).expect("what has a policy is JSON");
+        if !means_the_same(id, &meaning, &formed) {
+            notes.push(format!(
+                "{}: warning: {id} stays as it is: its form of {} bytes would not hold in its place",
+                place.file,
+                formed.len()
+            ));
+            continue;
+        }
         if place.bare {
-            check(id, policy, &formed);
             changes.push((0..text.len(), formed));
             continue;
         }
@@ -146,7 +155,6 @@ fn form(text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
             }
             continue;
         };
-        check(id, policy, &formed);
         let mut lines = String::with_capacity(formed.len());
         // A file with the line ends of Windows keeps them.
         let end = if text[..block.span.start].ends_with("\r\n") { "\r\n" } else { "\n" };
@@ -172,13 +180,9 @@ fn form(text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
     Ok(Formed { text: formed, notes })
 }
 
-/// Makes sure that a document means the same in its form. Nothing is written otherwise.
-fn check(id: &crate::policy::cluster::NsName, before: &str, after: &str) {
-    let after = document::parse(id, after).policy;
-    assert!(
-        after.is_none() || document::parse(id, before).policy == after,
-        "{id} would mean something else in its canonical form"
-    );
+/// Tells whether a document means the same in its form. It may be none any more, if it has grown beyond what a ConfigMap holds.
+fn means_the_same(id: &NsName, before: &Policy, after: &str) -> bool {
+    document::parse(id, after).policy.is_some_and(|after| after == *before)
 }
 
 /// Writes a file at once: whoever reads it sees the old text or the new one.
