@@ -330,3 +330,26 @@ fn paths(policy: &Policy) -> impl Iterator<Item = (String, &str)> {
         (path, rule.name.as_str())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::documents::Place;
+
+    #[test]
+    fn what_is_judged_at_the_same_time_stays_in_its_order() {
+        let document = |number: usize| Document {
+            id: NsName::new("shop", "p"),
+            text: Some(format!(r#"{{"allowedDestinations": [{{"name": "a", "cidr": "{number}"}}]}}"#)),
+            place: Place { file: "p.json".into(), offset: None, line: None, bare: true },
+        };
+        let list: Vec<Document> = (0..5000).map(document).collect();
+        let judged = judge_all(&list, &Rules::default(), &BTreeMap::new(), 0);
+        assert_eq!(judged.len(), list.len());
+        for (number, (findings, holds)) in judged.iter().enumerate() {
+            assert_eq!(findings[0].message, format!("Invalid CIDR format: {number}"));
+            assert!(!holds);
+        }
+        assert!(judge_all(&[], &Rules::default(), &BTreeMap::new(), 0).is_empty());
+    }
+}

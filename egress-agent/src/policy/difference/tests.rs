@@ -108,6 +108,12 @@ fn what_another_destination_allows_is_told_apart() {
             "- wide: 16777216 IPv4 addresses (10.0.0.0/8) on 443/TCP; no other destination allows 16776960 IPv4 addresses"
         ]
     );
+    let ends = wide.replace("[443]", r#"[443], "governance": {"expiry": "2027-01-01"}"#);
+    assert_eq!(
+        said(&allowed(&ends), &allowed(&format!("{ends}, {narrow}"))),
+        ["+ narrow: 512 IPv4 addresses (10.1.0.0/24, 192.0.2.0/24) on 443/TCP"],
+        "what ends sooner does not make up for it"
+    );
     let other = narrow.replace("443", "80");
     assert_eq!(
         said(&allowed(wide), &allowed(&format!("{wide}, {other}"))),
