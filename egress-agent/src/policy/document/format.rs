@@ -324,7 +324,7 @@ mod tests {
         let text = "[a-z\\PC\u{85}\u{2028}\u{1}]{1,8}";
         let label = proptest::sample::select(vec!["app", "team", "tier"]);
         let governance = (
-            "[a-z\\PC]{0,8}",
+            "[a-zà-öø-ÿ\"\\\\\n 例え]{0,8}",
             proptest::sample::select(vec!["expiry", "expiresAt", "expires_at"]),
             any::<bool>(),
         )
