@@ -28,7 +28,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    measure::{Effort, median, percentile},
+    measure::{Effort, Pinned, median, percentile},
     report::{Report, Table, number},
     room::Room,
 };
@@ -91,6 +91,16 @@ pub fn run(_: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
         &middle(&outside.millis),
     );
     row(report, "Resident memory of the webhook after that", 30.0, outside.resident, "MB", "");
+    let seconds = validated(effort)?;
+    let whole = median(&seconds);
+    row(
+        report,
+        "`egress-agent validate` of 10 000 policies in one file each, one processor",
+        2.0,
+        whole,
+        "s",
+        &format!("{whole:.2} s"),
+    );
     report.table(Table {
         title: "The webhook",
         about: "A policy of 100 destinations with full governance, judged with every layer on. Over TLS: the released binary on loopback, requests \
@@ -105,6 +115,52 @@ pub fn run(_: &Room, effort: &Effort, report: &mut Report) -> Result<()> {
         rows,
     });
     Ok(())
+}
+
+/// Policies that are validated at once.
+const POLICIES: usize = 10_000;
+
+/// Returns the seconds `egress-agent validate` takes for a folder of policies, once for each of a few rounds.
+fn validated(effort: &Effort) -> Result<Vec<f64>> {
+    let folder = tempfile::tempdir().context("cannot make a folder")?;
+    for number in 0..POLICIES {
+        let policy = json!({
+            "defaultAction": "deny",
+            "podSelector": {"matchLabels": {"app": format!("app-{number}")}},
+            "allowedDestinations": [
+                {"name": "db", "cidr": format!("10.{}.{}.0/24", number / 256 % 256, number % 256), "ports": [5432]},
+                {"name": "s3", "awsService": "s3", "regions": ["us-east-1"], "ports": [443]},
+                {"name": "api", "domains": [format!("api.example{number}.com")], "ports": ["443/TCP"]},
+                {"name": "cache", "service": {"name": "redis"}, "ports": [6379]},
+            ],
+        });
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"namespace": "bench", "name": format!("p{number}"), "labels": {"egress-controller": "managed"}},
+            "data": {"policy.json": serde_json::to_string_pretty(&policy).context("writing a policy")?},
+        });
+        let file = folder.path().join(format!("p{number}.json"));
+        fs::write(&file, object.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let agent = env::var_os("EGRESS_AGENT_BIN").context("EGRESS_AGENT_BIN names the released binary")?;
+    // What is started from here stays on this thread's processor.
+    let _pinned = Pinned::new()?;
+    let mut seconds = Vec::new();
+    for _ in 0..if effort.quick { 1 } else { 5 } {
+        let begun = Instant::now();
+        let output = Command::new(&agent)
+            .args(["validate", "-o", "json"])
+            .arg(folder.path())
+            .env_remove("EGRESS_RULES")
+            .output()
+            .context("cannot start the binary")?;
+        seconds.push(begun.elapsed().as_secs_f64());
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "validate ended with {}: {said}", output.status);
+        ensure!(said.contains(&format!("{POLICIES} policies checked: 0 errors")), "validate said {said}");
+    }
+    Ok(seconds)
 }
 
 /// The review of a policy with so many destinations, each with its governance.

@@ -19,8 +19,8 @@ mod warnings;
 
 use std::collections::HashMap;
 
-pub use self::format::canonical;
 pub(crate) use self::context::{nearest, shown};
+pub use self::format::canonical;
 use self::{
     context::{Context, Fields, Slot},
     destination::Entry,

@@ -1,6 +1,6 @@
 //! Who is answerable for a destination, and until when it holds.
 
-use super::context::{Context, Fields, Slot, shown};
+use super::context::{Context, Fields, Slot, is_format_control, shown};
 use crate::policy::model::Governance;
 
 /// The names of the fields, each with other spellings that are taken, in the order of [`Field`](crate::policy::governance::Field).
@@ -19,6 +19,9 @@ const CLASSES: [(&str, &str); 4] = [
     ("confidential", "confidential"),
     ("restricted", "restricted"),
 ];
+
+/// Invisible characters that some scripts are written with.
+const JOINERS: [char; 2] = ['\u{200c}', '\u{200d}'];
 
 /// Longest text of a field, in characters.
 const LONGEST: usize = 1024;
@@ -120,6 +123,8 @@ fn text(cx: &mut Context<'_>, slot: &Slot<'_>, field: &str) -> Option<String> {
         ("is longer than 1024 characters", "put the rest where auditRef points")
     } else if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
         ("has a control character", "remove it")
+    } else if text.chars().any(|c| is_format_control(c) && !JOINERS.contains(&c)) {
+        ("has an invisible character", "remove it")
     } else {
         return Some(text.to_owned());
     };

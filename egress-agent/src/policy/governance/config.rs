@@ -60,7 +60,10 @@ impl Config {
 
     /// Tells whether `reason` is one of those that say nothing.
     pub(super) fn refuses(&self, reason: &str) -> bool {
-        let plain = |text: &str| text.trim().trim_end_matches(['.', '!', '…']).trim_end().to_lowercase();
+        let plain = |text: &str| {
+            let visible = text.replace(['\u{200c}', '\u{200d}'], "");
+            visible.trim().trim_end_matches(['.', '!', '…']).trim_end().to_lowercase()
+        };
         let reason = plain(reason);
         self.refused_reasons.iter().any(|refused| plain(refused) == reason)
     }
