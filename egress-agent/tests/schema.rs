@@ -55,6 +55,8 @@ const MEANING: &[&str] = &[
     "Invalid region: ",
     "Invalid service: ",
     "Invalid expiry: ",
+    "Invalid owner: it has an invisible character",
+    "Invalid reason: it has an invisible character",
     "ICMP has no port",
     "Named port ",
     "domain cannot be denied",

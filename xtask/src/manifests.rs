@@ -20,6 +20,9 @@ const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 const PIP_LIMIT: Duration = Duration::from_secs(120);
 /// Where kubectl stands beside the API server of controller tests.
 const ASSETS: &str = "/usr/local/kubebuilder/bin";
+/// Folders below `deploy/` with other files than manifests: workflows, policy as code, schemas. Each has tests of its own.
+const NO_MANIFESTS: [&str; 3] = ["ci", "policies", "schema"];
+
 /// The file that makes a folder a kustomization.
 const KUSTOMIZATION: &str = "kustomization.yaml";
 
@@ -135,6 +138,10 @@ impl Deploy {
             .with_context(|| format!("cannot list {}", folder.display()))?;
         paths.sort();
         for path in paths {
+            let name = path.file_name().expect("an entry has a name");
+            if path.is_dir() && NO_MANIFESTS.iter().any(|folder| name == *folder) {
+                continue;
+            }
             if path.is_dir() {
                 self.walk(&path)?;
             } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {

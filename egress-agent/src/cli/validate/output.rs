@@ -193,6 +193,8 @@ fn marked<'s>(
     }
     let span = match report.column {
         Some(column) => span_at(line, usize::try_from(column).ok()?)?,
+        // On a line of blanks there is nothing to mark.
+        None if line.trim().is_empty() => return None,
         None => line.len() - line.trim_start().len()..line.trim_end().len(),
     };
     Some((line, number, span))
