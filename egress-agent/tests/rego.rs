@@ -670,29 +670,3 @@ fn what_rules_say_is_bounded() {
     let last = found.last().expect("a finding");
     assert_eq!((last.msg.as_str(), last.severity), ("and 100 more findings", Severity::Error));
 }
-
-#[test]
-#[ignore = "measures; run with --release -- --ignored --nocapture"]
-fn how_long_a_hundred_destinations_take() {
-    let settings = json!({
-        "cluster": {"podCidrs": ["10.200.0.0/16"], "serviceCidrs": ["172.20.0.0/16"], "nodeCidrs": ["10.240.0.0/20"]},
-        "disabled": rego::GOVERNED,
-    });
-    let text = hundred().to_string();
-    for (what, bundle) in [("in the agent", builtin(&settings)), ("all rules", builtin(&json!({})))] {
-        let mut times: Vec<Duration> = (0..500)
-            .map(|_| {
-                let begin = cpu_time();
-                bundle.evaluate(&text, &context()).expect("an answer");
-                cpu_time() - begin
-            })
-            .collect();
-        times.sort();
-        println!("{what}: median {:?}, p99 {:?} of processor time", times[250], times[495]);
-    }
-}
-
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("less than a second"))
-}
