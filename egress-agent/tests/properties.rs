@@ -153,7 +153,7 @@ fn scenarios_reach_every_outcome_often() {
     println!("{total} flows: {seen:?}");
     let closed = closed_fronts(1500);
     println!("flows to a ClusterIP that only what stands behind it denies, by peer: {closed:?}");
-    for kind in ["any", "cidrs", "pods", "service", "entity"] {
+    for kind in ["any", "cidrs", "pods", "service", "entity", "cloud", "unresolved"] {
         assert!(closed.get(kind).copied().unwrap_or(0) >= 5, "{kind} closes too few ClusterIPs: {closed:?}");
     }
 }
@@ -187,6 +187,7 @@ fn closed_fronts(scenarios: u32) -> BTreeMap<&'static str, u32> {
                 Peer::Pods { .. } => "pods",
                 Peer::Service(_) => "service",
                 Peer::Entity(_) => "entity",
+                Peer::Cloud(_) => "cloud",
                 Peer::Unresolved(_) => "unresolved",
             };
             *closed.entry(kind).or_default() += 1;

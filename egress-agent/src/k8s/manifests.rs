@@ -627,9 +627,10 @@ impl<'a> Reader<'a> {
     /// Reports what the typed reading says. It knows the path but no place, so the text is read once more for that.
     fn type_error(&mut self, name: &str, error: &TypeError) {
         let path: Vec<_> = error.path().iter().collect();
-        let found = serde_saphyr::with_deserializer_from_str_with_options(self.text, yaml_options(), |yaml| {
-            Seek(&path).deserialize(yaml)
-        });
+        let found =
+            serde_saphyr::with_deserializer_from_str_with_options(self.text, yaml_options(), |yaml| {
+                Seek(&path).deserialize(yaml)
+            });
         let line = found.err().and_then(|error| error_line(&error)).map(|line| self.line + line - 1);
         self.error_at(line, format!("{name}: {}", error.inner()), None);
     }

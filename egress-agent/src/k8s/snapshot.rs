@@ -417,7 +417,7 @@ fn peer_body(peer: &Peer) -> Option<Value> {
             }
             Some(Value::Object(body))
         }
-        Peer::Any | Peer::Service(_) | Peer::Entity(_) | Peer::Unresolved(_) => None,
+        Peer::Any | Peer::Service(_) | Peer::Entity(_) | Peer::Cloud(_) | Peer::Unresolved(_) => None,
     }
 }
 
@@ -501,7 +501,7 @@ mod tests {
                 cidrs.len() == 1 && except.iter().all(|net| cidrs[0].contains(net) && *net != cidrs[0])
             }
             Peer::Pods { namespaces, pods } => namespaces.is_some() || pods.is_some(),
-            Peer::Service(_) | Peer::Entity(_) | Peer::Unresolved(_) => false,
+            Peer::Service(_) | Peer::Entity(_) | Peer::Cloud(_) | Peer::Unresolved(_) => false,
         };
         let ports = |ports: &Ports| match ports {
             Ports::All => true,

@@ -56,6 +56,7 @@ impl Addresses {
             Peer::Any => Self::all(),
             Peer::Cidrs { cidrs, except } if except.is_empty() => Self::of_nets(cidrs),
             Peer::Cidrs { cidrs, except } => Self::of_nets(cidrs).minus(&Self::of_nets(except)),
+            Peer::Cloud(cloud) => Self::of_nets(cloud.cidrs.iter()),
             Peer::Pods { .. } | Peer::Service(_) | Peer::Entity(_) | Peer::Unresolved(_) => Self::default(),
         }
     }

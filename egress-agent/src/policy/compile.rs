@@ -242,6 +242,7 @@ impl Reads {
                 reads.fronts |= rule.effect == Effect::Deny;
                 for peer in &rule.peers {
                     reads.add(peer, policy.id.kind, namespace, settings, memory);
+                    reads.world |= rule.effect == Effect::Deny && is_unknown_cloud(peer);
                 }
             }
             if policy.cluster_dns {
@@ -254,7 +255,7 @@ impl Reads {
 
     fn add(&mut self, peer: &Peer, kind: PolicyKind, namespace: &str, settings: &Settings, memory: &Memory) {
         match peer {
-            Peer::Any | Peer::Cidrs { .. } | Peer::Unresolved(_) => {}
+            Peer::Any | Peer::Cidrs { .. } | Peer::Cloud(_) | Peer::Unresolved(_) => {}
             Peer::Service(name) => {
                 self.services.insert(name.clone());
             }
@@ -279,6 +280,10 @@ impl Reads {
             || self.world && touched.world
             || self.choices.iter().any(|choice| touched.choice(choice))
     }
+}
+
+fn is_unknown_cloud(peer: &Peer) -> bool {
+    matches!(peer, Peer::Unresolved(what) if what.is_cloud())
 }
 
 /// What compiling reads of a pod, besides its addresses, and the policies that select it.

@@ -206,6 +206,12 @@ fn of_rule(cluster: &Cluster, settings: &Settings, namespace: &str, rule: &Rule)
         match peer {
             Peer::Any => {}
             Peer::Cidrs { cidrs, .. } => fronts &= !cidrs.iter().all(never_behind_a_service),
+            Peer::Cloud(cloud) => fronts &= !cloud.cidrs.iter().all(never_behind_a_service),
+            // One that is denied stands for the world.
+            Peer::Unresolved(what) if denies && what.is_cloud() => {
+                demand.add(Demand::everything());
+                fronts = false;
+            }
             Peer::Unresolved(_) => fronts = false,
             Peer::Pods { namespaces, .. } => {
                 let scope = match namespaces {

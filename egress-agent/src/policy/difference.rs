@@ -380,8 +380,17 @@ impl Reach {
     fn of(rule: &Rule) -> Self {
         let mut names = BTreeSet::new();
         for peer in &rule.peers {
+            let named;
+            let peer = match peer {
+                // A name says more than the addresses it has just now.
+                Peer::Cloud(cloud) => {
+                    named = Peer::Unresolved(cloud.what.clone());
+                    &named
+                }
+                _ => peer,
+            };
             match peer {
-                Peer::Any | Peer::Cidrs { .. } => {}
+                Peer::Any | Peer::Cidrs { .. } | Peer::Cloud(_) => {}
                 Peer::Service(id) => {
                     names.insert(Named::Other(format!("service {id}")));
                 }
@@ -428,7 +437,8 @@ fn in_regions(service: &str, regions: &[String]) -> Vec<Named> {
 }
 
 fn addresses(rule: &Rule) -> Addresses {
-    rule.peers.iter().map(Addresses::of_peer).fold(Addresses::default(), |all, peer| all.plus(&peer))
+    let own = rule.peers.iter().filter(|peer| !matches!(peer, Peer::Cloud(_)));
+    own.map(Addresses::of_peer).fold(Addresses::default(), |all, peer| all.plus(&peer))
 }
 
 /// Returns the first few prefixes of a set.

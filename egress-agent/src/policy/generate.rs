@@ -26,8 +26,9 @@ use super::{
     },
     flow::Flow,
     model::{
-        DefaultAction, Effect, Entity, Governance, LabelSelector, Mode, Operator, Peer, Policy, PolicyId,
-        PolicyKind, PortMatch, PortSpec, Ports, Protocol, Requirement, Rule, Unresolved, is_v4_mapped,
+        Cloud, DefaultAction, Effect, Entity, Governance, LabelSelector, Mode, Operator, Peer, Policy,
+        PolicyId, PolicyKind, PortMatch, PortSpec, Ports, Protocol, Requirement, Rule, Unresolved,
+        is_v4_mapped,
     },
 };
 
@@ -238,6 +239,17 @@ fn service_name() -> impl Strategy<Value = NsName> {
     ]
 }
 
+/// A cloud's service with addresses, some with domains and ports of its own.
+fn cloud() -> impl Strategy<Value = Cloud> {
+    let ports = prop_oneof![2 => Just(None), 1 => ports().prop_map(Some)];
+    (vec(prefix(), 0..=4), any::<bool>(), ports).prop_map(|(cidrs, with_domain, ports)| Cloud {
+        what: Unresolved::AwsService { service: "s3".to_owned(), regions: Vec::new() },
+        cidrs: IpNet::aggregate(&cidrs).into(),
+        domains: if with_domain { vec!["s3.example.com".to_owned()] } else { Vec::new() },
+        ports,
+    })
+}
+
 fn peer() -> impl Strategy<Value = Peer> {
     let unresolved = prop_oneof![
         Just(Unresolved::AwsService { service: "s3".to_owned(), regions: Vec::new() }),
@@ -257,6 +269,7 @@ fn peer() -> impl Strategy<Value = Peer> {
         3 => service_name().prop_map(Peer::Service),
         4 => select(&[Entity::ClusterDns, Entity::KubeApiserver, Entity::Node, Entity::World][..]).prop_map(Peer::Entity),
         1 => unresolved.prop_map(Peer::Unresolved),
+        2 => cloud().prop_map(|cloud| Peer::Cloud(Arc::new(cloud))),
     ]
 }
 

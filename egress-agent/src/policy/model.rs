@@ -124,8 +124,35 @@ pub enum Peer {
     Service(NsName),
     /// A part of the cluster by role.
     Entity(Entity),
-    /// A destination whose addresses nobody has looked up yet. Matches nothing and is reported.
+    /// A destination that is known by name only, with the addresses published for it.
+    Cloud(Arc<Cloud>),
+    /// A destination whose addresses nobody has looked up yet. Where it is allowed it matches nothing; where it is denied and
+    /// a cloud's, it stands for [`Entity::World`]. It is reported.
     Unresolved(Unresolved),
+}
+
+/// A cloud's service with its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Cloud {
+    /// As the policy says it.
+    pub what: Unresolved,
+    /// Its addresses: no prefix inside another, IPv4 first, sorted. Empty when there are none for the regions named.
+    pub cidrs: Arc<[IpNet]>,
+    /// Domain patterns that belong to it, lower case, without a final dot.
+    pub domains: Vec<String>,
+    /// Ports of the definition, which hold where the rule names none. Only a service the platform team defined has them.
+    pub ports: Option<Ports>,
+}
+
+impl Cloud {
+    /// Returns the ports that hold for it in a rule: the rule's, or the definition's where the rule names none.
+    #[must_use]
+    pub fn ports<'a>(&'a self, rule: &'a Ports) -> &'a Ports {
+        match (rule, &self.ports) {
+            (Ports::All, Some(own)) => own,
+            _ => rule,
+        }
+    }
 }
 
 /// Parts of a cluster by role.
@@ -166,8 +193,16 @@ pub enum Unresolved {
     Domains(Vec<String>),
 }
 
+impl Unresolved {
+    /// Tells whether it is something a cloud publishes addresses for, and not a domain.
+    #[must_use]
+    pub const fn is_cloud(&self) -> bool {
+        matches!(self, Self::AwsService { .. } | Self::Cloud { .. })
+    }
+}
+
 /// Which protocols and ports a rule is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ports {
     /// Every protocol and every port.
     All,

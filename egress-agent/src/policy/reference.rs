@@ -416,6 +416,8 @@ fn matches(question: &Question<'_>, policy: &Policy, clause: &Clause) -> bool {
     })
 }
 
+const WORLD: Peer = Peer::Entity(Entity::World);
+
 /// What a peer with these ports grants at the address the flow goes to: at its own addresses, and at ClusterIPs in front of
 /// them.
 fn grants(
@@ -425,6 +427,12 @@ fn grants(
     ports: &Ports,
     effect: Effect,
 ) -> Vec<Grant> {
+    let (peer, ports) = match peer {
+        Peer::Cloud(cloud) => (peer, cloud.ports(ports)),
+        // Until its addresses are known, what is denied may be anywhere.
+        Peer::Unresolved(what) if effect == Effect::Deny && what.is_cloud() => (&WORLD, ports),
+        _ => (peer, ports),
+    };
     let mut granted = at_own_address(question, policy, peer, ports, question.flow.destination);
     granted.extend(at_cluster_ip(question, policy, peer, ports, effect));
     granted
@@ -464,6 +472,7 @@ fn at_own_address(
             by_number_if(node.is_some_and(|node| node.addresses.contains(&to)))
         }
         Peer::Entity(Entity::World) => by_number_if(in_world(question.cluster, question.settings, to)),
+        Peer::Cloud(cloud) => by_number_if(cloud.cidrs.iter().any(|net| contains(net, to))),
         Peer::Unresolved(_) => Vec::new(),
     }
 }
@@ -823,18 +832,24 @@ fn peer_miss(question: &Question<'_>, policy: &Policy, peer: &Peer, ports: &Port
                 let carved = except.iter().find(|net| contains(net, to))?;
                 return Some(MissReason::Except(*carved));
             }
-            let mut nearest: Option<(IpNet, u8)> = None;
-            for net in cidrs {
-                let Some(bits) = common_bits(net, to) else { continue };
-                if nearest.is_none_or(|(_, most)| bits > most) {
-                    nearest = Some((*net, bits));
-                }
-            }
-            nearest.map(|(nearest, common_bits)| MissReason::Address { nearest, common_bits })
+            nearest(cidrs, to)
         }
+        Peer::Cloud(cloud) => nearest(&cloud.cidrs, to),
         Peer::Unresolved(_) => Some(MissReason::Unresolved),
         Peer::Any | Peer::Service(_) | Peer::Entity(_) => None,
     }
+}
+
+/// Says which of several prefixes, none of which contains an address, has most bits in common with it.
+fn nearest(cidrs: &[IpNet], to: IpAddr) -> Option<MissReason> {
+    let mut nearest: Option<(IpNet, u8)> = None;
+    for net in cidrs {
+        let Some(bits) = common_bits(net, to) else { continue };
+        if nearest.is_none_or(|(_, most)| bits > most) {
+            nearest = Some((*net, bits));
+        }
+    }
+    nearest.map(|(nearest, common_bits)| MissReason::Address { nearest, common_bits })
 }
 
 /// A port is what missed where the list names the flow's protocol at all, otherwise the protocol.

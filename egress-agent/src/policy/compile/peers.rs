@@ -142,15 +142,24 @@ impl<'a> Directory<'a> {
                 }
                 None => why.push(Why::NoNode(asker.node.to_owned())),
             },
-            Peer::Entity(Entity::World) => {
-                let ranges = ports::numeric(ports);
-                grants.add_at(origin, &ranges, Key::World, |_, marks| {
-                    marks.begin(everywhere());
-                    marks.except(self.inside().iter().copied());
-                });
-                self.close(grants, origin, &ranges, &everywhere(), self.inside());
+            Peer::Entity(Entity::World) => self.world(grants, origin, ports),
+            Peer::Cloud(cloud) => {
+                let ranges = ports::numeric(cloud.ports(ports));
+                grants.add(origin, &ranges, cloud.cidrs.to_vec(), Vec::new());
+                if origin.denies() {
+                    self.close(grants, origin, &ranges, &cloud.cidrs, &[]);
+                }
+                if !cloud.domains.is_empty() {
+                    why.push(Why::NotLookedUp(Unresolved::Domains(cloud.domains.clone())));
+                }
             }
-            Peer::Unresolved(unresolved) => why.push(Why::NotLookedUp(unresolved.clone())),
+            Peer::Unresolved(unresolved) => {
+                // What is denied may be anywhere until its addresses are known.
+                if origin.denies() && unresolved.is_cloud() {
+                    self.world(grants, origin, ports);
+                }
+                why.push(Why::NotLookedUp(unresolved.clone()));
+            }
         }
         let places = add_places(grants, origin, places);
         if origin.denies() {
@@ -161,6 +170,16 @@ impl<'a> Directory<'a> {
             self.add_fronts(grants, origin, &denied);
         }
         why
+    }
+
+    /// Adds the grants of every address outside the cluster.
+    fn world(&self, grants: &mut Grants, origin: Origin, ports: &Ports) {
+        let ranges = ports::numeric(ports);
+        grants.add_at(origin, &ranges, Key::World, |_, marks| {
+            marks.begin(everywhere());
+            marks.except(self.inside().iter().copied());
+        });
+        self.close(grants, origin, &ranges, &everywhere(), self.inside());
     }
 
     /// Denies the ClusterIP ports that have an endpoint in `nets`, but not in `except` (which has no prefix inside another),

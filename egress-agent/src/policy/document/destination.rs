@@ -184,9 +184,9 @@ impl Reader<'_> {
             cx.warning_at(
                 at,
                 slot.path.clone(),
-                format!("{kind} denies nothing until its addresses are known"),
+                format!("{kind} denies every address outside the cluster until its own are known"),
             )
-            .hint = Some("a cidr denies at once".into());
+            .hint = Some("a cidr denies no more than itself".into());
         }
         unresolved.map(Peer::Unresolved)
     }

@@ -801,8 +801,8 @@ const DOCUMENTS: &[(&str, &[&str])] = &[
     (
         r#"{"defaultAction": "allow", "deniedDestinations": [{"name": "a", "awsService": "s3"}, {"name": "b", "cloud": {"provider": "github"}}]}"#,
         &[
-            "warning: awsService denies nothing until its addresses are known (deniedDestinations[0].awsService, line 1 column 65); a cidr denies at once",
-            "warning: cloud denies nothing until its addresses are known (deniedDestinations[1].cloud, line 1 column 100); a cidr denies at once",
+            "warning: awsService denies every address outside the cluster until its own are known (deniedDestinations[0].awsService, line 1 column 65); a cidr denies no more than itself",
+            "warning: cloud denies every address outside the cluster until its own are known (deniedDestinations[1].cloud, line 1 column 100); a cidr denies no more than itself",
         ],
     ),
     (

@@ -94,9 +94,20 @@ fn is_in(new: &Peer, old: &Peer) -> bool {
             (Peer::Cidrs { .. }, Peer::Cidrs { .. }) => {
                 Addresses::of_peer(new).are_in(&Addresses::of_peer(old))
             }
-            (Peer::Unresolved(new), Peer::Unresolved(old)) => is_part(new, old),
-            _ => false,
+            _ => match (name(new), name(old)) {
+                (Some(new), Some(old)) => is_part(new, old),
+                _ => false,
+            },
         }
+}
+
+/// Returns what a peer is called that is known by name; whether its addresses are known makes no difference.
+fn name(peer: &Peer) -> Option<&Unresolved> {
+    match peer {
+        Peer::Unresolved(what) => Some(what),
+        Peer::Cloud(cloud) => Some(&cloud.what),
+        _ => None,
+    }
 }
 
 fn is_part(new: &Unresolved, old: &Unresolved) -> bool {
