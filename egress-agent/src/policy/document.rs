@@ -19,7 +19,10 @@ mod warnings;
 
 use std::collections::HashMap;
 
-pub(crate) use self::context::{nearest, shown};
+pub(crate) use self::{
+    context::{nearest, shown},
+    domains::parse as domain_pattern,
+};
 pub use self::format::canonical;
 use self::{
     context::{Context, Fields, Slot},

@@ -20,6 +20,7 @@ pub mod generate;
 pub mod governance;
 pub mod index;
 pub mod model;
+pub mod ranges;
 pub mod reference;
 pub mod selector;
 pub mod simulate;

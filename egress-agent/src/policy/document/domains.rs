@@ -47,13 +47,13 @@ pub(super) fn read_list(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Vec<Str
     Some(list)
 }
 
-type Fault = (&'static str, Option<String>);
+pub(crate) type Fault = (&'static str, Option<String>);
 
 /// Returns the pattern in lower case, in the form DNS asks for, and without a final dot.
 ///
 /// The grammar is that of network-policy-api: `*.` in front stands for one or more labels, never for none, so that
 /// `*.example.com` is not `example.com`.
-pub(super) fn parse(text: &str) -> Result<String, Fault> {
+pub(crate) fn parse(text: &str) -> Result<String, Fault> {
     // What is proposed is shorter than the text, so that this ends.
     let meant = |candidate: &str| match candidate.len() < text.len() {
         true => parse(candidate).map_or(None, |domain| Some(format!("did you mean {domain}?"))),
