@@ -353,7 +353,8 @@ impl KubeSource {
     fn list_again(&mut self, index: &Index, now: Instant) {
         let rests = self.listed_again.is_some_and(|last| now.duration_since(last) < LISTED_AGAIN);
         let lists = self.watches.get(&Subject::Policies).is_some_and(|watch| watch.listed.is_some());
-        if rests || lists || !self.lengths.left.iter().any(|namespace| index.reads(namespace)) {
+        let fits = |namespace: &String| index.reads(namespace) && !self.lengths.is_too_large(namespace);
+        if rests || lists || !self.lengths.left.iter().any(fits) {
             return;
         }
         self.listed_again = Some(now);
@@ -449,10 +450,13 @@ impl KubeSource {
                     taken.change = self.retain(&subject, index, &listed);
                 }
                 if subject == Subject::LocalPods && !pods_known {
-                    let nobodys = self.lengths.left.iter().filter(|namespace| !index.reads(namespace));
-                    let nobodys: Vec<NsName> =
-                        nobodys.flat_map(|namespace| index.config_maps(namespace)).collect();
-                    taken.change |= self.close(nobodys, true, index);
+                    // The others are listed again, now that somebody needs them.
+                    let closed = self.lengths.left.iter().filter(|namespace| {
+                        !index.reads(namespace) || self.lengths.is_too_large(namespace)
+                    });
+                    let closed: Vec<NsName> =
+                        closed.flat_map(|namespace| index.config_maps(namespace)).collect();
+                    taken.change |= self.close(closed, true, index);
                 }
             }
             News::Failed(reason) => {
@@ -595,6 +599,7 @@ impl KubeSource {
     fn delete(&mut self, subject: &Subject, key: &ObjectKey, index: &mut Index) -> Change {
         if let ObjectKey::ConfigMap(id) = key {
             self.lengths.set(id, None);
+            self.lengths.declare(id, None);
         }
         let ObjectKey::Pod(id) = key else { return index.delete(key) };
         if *subject == Subject::LocalPods {
@@ -695,10 +700,13 @@ fn elsewhere(pod: Pod) -> Pod {
 #[derive(Debug, Default)]
 struct Texts {
     namespaces: BTreeMap<String, Lengths>,
+    /// The lengths as the API server has them, kept or not.
+    declared: BTreeMap<String, Lengths>,
     total: usize,
     /// Of that, those of large namespaces.
     large: usize,
-    /// Namespaces of which some were not kept because there are too many together. They are closed until a list begins.
+    /// Namespaces of which some were not kept because there are too many, of their own or of all together. They are closed until a list
+    /// begins.
     left: BTreeSet<String>,
 }
 
@@ -726,6 +734,24 @@ impl Texts {
         }
     }
 
+    /// Takes note of how long a policy is, kept or not.
+    fn declare(&mut self, id: &NsName, length: Option<usize>) {
+        let namespace = self.declared.entry(id.namespace.clone()).or_default();
+        let before = match length {
+            Some(length) => namespace.each.insert(id.name.clone(), length),
+            None => namespace.each.remove(&id.name),
+        };
+        namespace.total = namespace.total - before.unwrap_or(0) + length.unwrap_or(0);
+        if namespace.each.is_empty() {
+            self.declared.remove(&id.namespace);
+        }
+    }
+
+    /// Returns whether the policies of a namespace are more than one may have.
+    fn is_too_large(&self, namespace: &str) -> bool {
+        self.declared.get(namespace).is_some_and(|lengths| lengths.total > MOST_POLICY_BYTES)
+    }
+
     /// Takes note of how much the index keeps of a policy.
     fn keep(&mut self, id: &NsName, index: &Index) {
         self.set(id, Some(index.octets(id)).filter(|octets| *octets > 0));
@@ -737,17 +763,19 @@ impl Texts {
         names.map(|name| NsName::new(namespace, name.as_str())).collect()
     }
 
-    /// Returns an object, unless it is a policy that is one too many, for its namespace or for all without a pod here. That one fails
-    /// closed, in its namespace alone.
+    /// Returns an object, unless it is a policy that is one too many, for its namespace or for all without a pod here. Then its namespace
+    /// is closed.
     fn take(&mut self, object: Object, index: &Index) -> Result<Object, Rejected> {
         let Object::ConfigMap { id, policy, .. } = &object else { return Ok(object) };
         self.set(id, policy.as_ref().map(String::len));
+        self.declare(id, policy.as_ref().map(String::len));
         let of_namespace = self.namespaces.get(&id.namespace).map_or(0, |lengths| lengths.total);
         let full =
             self.total > MOST_UNREAD_BYTES || of_namespace > LARGE && self.large > MOST_UNREAD_BYTES / 2;
-        let message = if of_namespace > MOST_POLICY_BYTES {
+        let message = if of_namespace > MOST_POLICY_BYTES || self.is_too_large(&id.namespace) {
+            self.left.insert(id.namespace.clone());
             format!(
-                "the policies of namespace {} have more than {} MiB together; split them over namespaces, or shorten them",
+                "the policies of namespace {} have more than {} MiB together, so that all its pods are denied; split them over namespaces, or shorten them",
                 id.namespace,
                 MOST_POLICY_BYTES >> 20
             )

@@ -347,23 +347,39 @@ async fn what_no_watch_is_about_is_forgotten() {
 #[tokio::test]
 async fn a_namespace_has_only_so_much_room_for_policies() {
     let mut scene = Scene::new();
+    scene.list(&Subject::LocalPods, Vec::new());
     let padding = " ".repeat(MOST_POLICY_BYTES / 4);
     let policy = |namespace: &str, name: &str| Object::ConfigMap {
         id: NsName::new(namespace, name),
         managed: true,
         policy: Some(format!(r#"{{"defaultAction": "deny"}}{padding}"#)),
     };
-    for name in ["a", "b", "c", "d"] {
+    let names = ["a", "b", "c", "d"];
+    for name in names {
         scene.say(&Subject::Policies, News::Object(Ok(policy("shop", name))));
     }
     scene.say(&Subject::Policies, News::Object(Ok(policy("web", "e"))));
     let rejected: Vec<String> = scene.source.rejected().map(|(name, _)| name.to_owned()).collect();
     assert_eq!(rejected, ["ConfigMap shop/d"], "the one too many, and no other namespace's");
-    assert!(scene.index.cluster().broken.contains(&id("d")), "it fails closed");
+    let closed = |scene: &Scene| {
+        let texts = scene.index.texts().filter(|(id, ..)| id.namespace == "shop");
+        texts.map(|(id, text, _)| (id.name.clone(), text == Some(CLOSED))).collect::<Vec<_>>()
+    };
+    let all = |is: bool| names.map(|name| (name.to_owned(), is)).to_vec();
+    assert_eq!(closed(&scene), all(true), "whichever is left out, what it denies is denied");
+    let number = scene.source.watches[&Subject::Policies].number;
+    let _ = scene.want(&Demand::default(), 0);
+    assert_eq!(scene.source.watches[&Subject::Policies].number, number, "a list would change nothing");
+
+    scene.list(&Subject::Policies, names.map(|name| policy("shop", name)).to_vec());
+    assert_eq!(closed(&scene), all(true), "nor does one");
+    let _ = scene.want(&Demand::default(), 0);
     scene.gone(&Subject::Policies, ObjectKey::ConfigMap(id("a")));
-    scene.say(&Subject::Policies, News::Object(Ok(policy("shop", "d"))));
-    scene.say(&Subject::Policies, News::Object(Ok(policy("shop", "d"))));
-    assert_eq!(scene.source.rejected().count(), 0, "there is room again");
+    let _ = scene.want(&Demand::default(), 0);
+    assert_ne!(scene.source.watches[&Subject::Policies].number, number, "there is room again");
+    scene.list(&Subject::Policies, names[1..].iter().map(|name| policy("shop", name)).collect());
+    assert_eq!(closed(&scene), all(false)[1..]);
+    assert_eq!(scene.source.rejected().count(), 0);
 }
 
 #[tokio::test]
@@ -490,6 +506,7 @@ async fn before_the_pods_here_are_known_policies_that_are_not_kept_are_forgotten
 #[tokio::test]
 async fn the_version_in_force_of_an_invalid_policy_takes_room_too() {
     for mut scene in [Scene::new(), Scene::for_pods_here()] {
+        scene.list(&Subject::LocalPods, Vec::new());
         let valid = format!("{ALLOW}{}", " ".repeat(MOST_POLICY_BYTES / 8));
         for name in 0..20 {
             scene.policy("shop", &name.to_string(), &valid);
@@ -497,7 +514,8 @@ async fn the_version_in_force_of_an_invalid_policy_takes_room_too() {
         }
         let texts = scene.index.texts().flat_map(|(_, text, good)| text.into_iter().chain(good));
         let kept: usize = texts.map(str::len).sum();
-        assert!((valid.len()..=MOST_POLICY_BYTES).contains(&kept), "{kept} octets are kept");
+        assert!((20 * CLOSED.len()..=MOST_POLICY_BYTES).contains(&kept), "{kept} octets are kept");
+        assert!(scene.index.texts().all(|(_, text, good)| text == Some(CLOSED) && good.is_none()));
     }
 }
 
