@@ -10,6 +10,7 @@ pub mod heap;
 pub mod k8s;
 pub mod kernel;
 pub mod policy;
+pub mod ranges;
 pub mod rego;
 pub mod schema;
 pub mod telemetry;

@@ -1,6 +1,6 @@
 //! The rows of one provider, in little room.
 
-use std::{collections::HashMap, fmt};
+use std::{cmp::Ordering, collections::HashMap, fmt, ops::Range};
 
 use ipnet::IpNet;
 
@@ -140,6 +140,12 @@ impl Table {
         self.revision
     }
 
+    /// Returns the table under another revision: one made of a part of the rows is of the whole's.
+    #[must_use]
+    pub fn with_revision(self, revision: Revision) -> Self {
+        Self { revision, ..self }
+    }
+
     /// Returns the names of the services, in order.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &str> {
         self.services.iter().map(AsRef::as_ref)
@@ -234,16 +240,16 @@ impl Table {
         collapse::nets(&v4, &v6)
     }
 
-    fn spans(&self, group: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+    fn spans(&self, group: usize) -> (Range<usize>, Range<usize>) {
         let (here, next) = (self.groups[group], self.groups[group + 1]);
         (here.v4 as usize..next.v4 as usize, here.v6 as usize..next.v6 as usize)
     }
 
-    fn v4_rows(&self, span: std::ops::Range<usize>) -> Vec<(u32, u8)> {
+    fn v4_rows(&self, span: Range<usize>) -> Vec<(u32, u8)> {
         self.v4[span.clone()].iter().copied().zip(self.v4_lengths[span].iter().copied()).collect()
     }
 
-    fn v6_rows(&self, span: std::ops::Range<usize>) -> Vec<(u128, u8)> {
+    fn v6_rows(&self, span: Range<usize>) -> Vec<(u128, u8)> {
         self.v6[span.clone()].iter().copied().zip(self.v6_lengths[span].iter().copied()).collect()
     }
 
@@ -330,8 +336,22 @@ impl Table {
     }
 }
 
+impl Row<'_> {
+    /// Compares rows in the order in which [`Table::rows`] gives them, also those of different tables.
+    #[must_use]
+    pub fn in_order(&self, other: &Self) -> Ordering {
+        // No name comes after all names.
+        let wider = |a: &str, b: &str| a.is_empty().cmp(&b.is_empty()).then_with(|| order(a, b));
+        order(self.service, other.service)
+            .then_with(|| order(self.region, other.region))
+            .then_with(|| order(self.network_border_group, other.network_border_group))
+            .then_with(|| wider(self.wider, other.wider))
+            .then_with(|| self.cidr.cmp(&other.cidr))
+    }
+}
+
 /// Compares names as [`Table`] orders them.
-fn order(a: &str, b: &str) -> std::cmp::Ordering {
+fn order(a: &str, b: &str) -> Ordering {
     a.bytes().map(|b| b.to_ascii_lowercase()).cmp(b.bytes().map(|b| b.to_ascii_lowercase()))
 }
 
@@ -430,6 +450,24 @@ impl Builder {
         self.global_is_sum = true;
     }
 
+    /// Takes the name of a service that may have no rows here, because they are elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many, or the name is unusable.
+    pub fn name_service(&mut self, name: &str) -> Result<(), BuildError> {
+        self.services.number(name).map(|_| ())
+    }
+
+    /// Takes a name of a region that may have no rows here, because they are elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many, or the name is unusable.
+    pub fn name_region(&mut self, name: &str) -> Result<(), BuildError> {
+        self.areas.number(name).map(|_| ())
+    }
+
     /// Returns whether nothing has been taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -495,6 +533,8 @@ impl Builder {
             return Err(BuildError::Name);
         }
         let service = self.services.number(service)?;
+        // Domains are in no region, which must have its name for that.
+        self.areas.number(GLOBAL)?;
         self.domains.push((service, domain.to_ascii_lowercase().into()));
         Ok(())
     }

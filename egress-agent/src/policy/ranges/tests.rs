@@ -285,7 +285,9 @@ proptest! {
             }
             builder.finish(None)
         };
-        prop_assert_eq!(of(&rows), of(&others));
+        let table = of(&rows);
+        prop_assert!(table.rows().is_sorted_by(|a, b| a.in_order(b).is_lt()));
+        prop_assert_eq!(table, of(&others));
     }
 
     #[test]
