@@ -32,6 +32,15 @@ deny contains lib.finding("EGR-0001", path, "entity world without ports allows e
 	path := sprintf("%s.entity", [destination.path])
 }
 
+deny contains lib.finding("EGR-0001", path, message) if {
+	lib.enabled("EGR-0001")
+	some destination in lib.allowed
+	destination.entry.entity == "world"
+	some protocol in lib.wide_protocols(destination.entry.ports)
+	path := sprintf("%s.entity", [destination.path])
+	message := sprintf("entity world with more than %d ports of %s allows every address outside the cluster", [data.egress.mostPorts, protocol])
+}
+
 # METADATA
 # title: A public prefix is too wide
 # description: >-
@@ -57,6 +66,46 @@ deny contains lib.finding("EGR-0002", lib.path(prefix), message) if {
 }
 
 widest_limit := max([limit | some limit in data.egress.widest])
+
+# Prefixes that are narrow one by one, and together are not.
+deny contains lib.finding("EGR-0002", path, message) if {
+	lib.enabled("EGR-0002")
+	some destination in lib.allowed
+	count(destination.entry.cidrs) > 1
+	some family, limit in data.egress.widest
+	limit <= unit[family]
+	public := {cidr: length |
+		some cidr in destination.entry.cidrs
+		lib.is_prefix(cidr)
+		lib.family(cidr) == family
+		length := to_number(split(cidr, "/")[1])
+		length >= limit
+		not lib.within(cidr, data.egress.private)
+		not lib.within(cidr, destination.entry.except)
+	}
+	room := bits.lsh(1, unit[family] - limit)
+	size(public, family) > room
+
+	# What lies inside another one was counted twice.
+	outermost := {cidr: length |
+		some cidr, length in public
+		not lies_inside(cidr, length, public)
+	}
+	size(outermost, family) > room
+	path := sprintf("%s.cidrs", [destination.path])
+	message := sprintf("%v allows more public addresses than a /%d", [object.get(destination.entry, "name", "the destination"), limit])
+}
+
+# The length of the prefixes that addresses are counted in; whatever is longer counts as one of them.
+unit := {"ipv4": 32, "ipv6": 64}
+
+size(prefixes, family) := sum([bits.lsh(1, max([unit[family] - length, 0])) | some _, length in prefixes])
+
+lies_inside(cidr, length, prefixes) if {
+	some other, shorter in prefixes
+	shorter < length
+	net.cidr_contains(other, cidr)
+}
 
 # METADATA
 # title: Link-local addresses are allowed
@@ -148,9 +197,9 @@ is_http(port) if {
 includes_80(port) if not port.port
 
 includes_80(port) if {
-	is_number(port.port)
-	port.port <= 80
-	object.get(port, "endPort", port.port) >= 80
+	first := lib.number(port.port)
+	first <= 80
+	lib.number(object.get(port, "endPort", first)) >= 80
 }
 
 # METADATA

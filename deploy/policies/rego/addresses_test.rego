@@ -31,6 +31,36 @@ test_some_addresses_and_world_with_ports_pass if {
 	paths(found, "EGR-0001") == set()
 }
 
+test_world_on_nearly_every_port_is_denied if {
+	every ports in [
+		["TCP", "UDP", "SCTP", "ICMP"],
+		["tcp"],
+		["1-65535"],
+		["1-32767/UDP", "32768-65535/UDP"],
+		[443, {"port": 1, "endPort": 65535}],
+		[{"port": "1", "endPort": "40000", "protocol": "udp"}],
+		[{"protocol": "TCP"}],
+	] {
+		found := data.egress.deny with input as document([{"name": "a", "entity": "world", "ports": ports}])
+		print(ports, found)
+		paths(found, "EGR-0001") == {"allowedDestinations[0].entity"}
+	}
+}
+
+test_world_on_some_ports_passes if {
+	every ports in [
+		["443-443", "8000-8010/UDP"],
+		["32768-65535"],
+		["1-20000", "30000-40000/UDP"],
+		["ICMP", "SCTP"],
+		["1-65535/SCTP"],
+	] {
+		found := data.egress.deny with input as document([{"name": "a", "entity": "world", "ports": ports}])
+		print(ports, found)
+		paths(found, "EGR-0001") == set()
+	}
+}
+
 test_a_denied_destination_may_be_any_address if {
 	found := data.egress.deny with input as {
 		"defaultAction": "deny",
@@ -55,6 +85,31 @@ test_wide_public_prefixes_are_denied if {
 		"allowedDestinations[3].cidrs[0]",
 		"allowedDestinations[3].cidrs[1]",
 	}
+}
+
+test_prefixes_that_are_wide_together_are_denied if {
+	found := data.egress.deny with input as document([
+		{"name": "a", "cidrs": ["8.0.0.0/16", "8.1.0.0/16"], "ports": [443]},
+		{"name": "b", "cidrs": ["8.0.0.0/17", "9.0.0.0/17", "11.0.0.1/32"], "ports": [443]},
+		{"name": "c", "cidrs": ["2001:db8::/33", "2001:db9::/33", "2001:dba::/64"], "ports": [443]},
+	])
+	print(found)
+	paths(found, "EGR-0002") == {
+		"allowedDestinations[0].cidrs",
+		"allowedDestinations[1].cidrs",
+		"allowedDestinations[2].cidrs",
+	}
+}
+
+test_prefixes_that_are_narrow_together_pass if {
+	found := data.egress.deny with input as document([
+		{"name": "a", "cidrs": ["8.0.0.0/17", "8.1.0.0/17"], "ports": [443]},
+		{"name": "b", "cidrs": ["8.0.0.0/16", "8.0.1.0/24", "10.0.0.0/8", "192.168.0.0/16"], "ports": [443]},
+		{"name": "c", "cidrs": ["8.0.0.0/16", "9.0.0.0/16"], "except": ["9.0.0.0/16"], "ports": [443]},
+		{"name": "d", "cidrs": ["2001:db8::/33", "2001:db9::/34", "fd00::/8"], "ports": [443]},
+	])
+	print(found)
+	paths(found, "EGR-0002") == set()
 }
 
 test_narrow_or_private_prefixes_pass if {
@@ -126,11 +181,24 @@ test_the_metadata_address_is_denied if {
 	}
 }
 
+test_every_spelling_of_port_80_counts if {
+	every port in [
+		80, "80", "80/TCP", "80/tcp", "79-81", "79-81/TCP", "TCP", "tcp",
+		{"port": 80}, {"port": "80"}, {"port": 79, "endPort": 81}, {"port": "79", "endPort": 81},
+		{"port": 79, "endPort": "81"}, {"port": "79", "endPort": "81"}, {"port": "80", "protocol": "tcp"},
+		{"port": "80", "endPort": "80", "protocol": "TCP"}, {"protocol": "TCP"},
+	] {
+		found := data.egress.deny with input as document([{"name": "a", "cidr": "100.100.100.200/32", "ports": [port]}])
+		print(port, found)
+		paths(found, "EGR-0004") == {"allowedDestinations[0].cidr"}
+	}
+}
+
 test_other_ports_excepted_and_denied_metadata_pass if {
 	found := data.egress.deny with input as {
 		"defaultAction": "deny",
 		"allowedDestinations": [
-			{"name": "a", "cidr": "169.254.0.0/16", "ports": [443, "53/UDP", "8000-8080", {"port": 81}, {"protocol": "UDP"}, "http"]},
+			{"name": "a", "cidr": "169.254.0.0/16", "ports": [443, "53/UDP", "8000-8080", {"port": 81}, {"port": "81"}, {"port": "81", "endPort": "90"}, {"protocol": "UDP"}, "http"]},
 			{"name": "b", "cidrs": ["169.254.0.0/16"], "except": ["169.254.169.254/32"]},
 			{"name": "c", "cidr": "100.64.0.0/10", "ports": [80]},
 		],

@@ -27,7 +27,7 @@ rules := {
 	},
 	"EGR-0006": {
 		"severity": "error",
-		"remediation": "add regions, or name the service itself, such as S3",
+		"remediation": "name the service itself, such as S3, or the few regions that are needed",
 	},
 	"EGR-0007": {
 		"severity": "error",

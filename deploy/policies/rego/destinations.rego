@@ -7,38 +7,63 @@ import rego.v1
 # METADATA
 # title: All of a cloud provider is allowed
 # description: >-
-#   AMAZON and EC2 hold what every customer of AWS runs, in every region: whoever rents a machine there is reachable. So does AzureCloud.
+#   AMAZON and EC2 hold what every customer of AWS runs: whoever rents a machine there is reachable. So do AzureCloud and a cloud named
+#   without services. A few regions are less; a list of most of them is not.
 # related_resources:
 # - ref: https://docs.aws.amazon.com/vpc/latest/userguide/aws-ip-ranges.html
 #   description: what the services in the published ranges mean
 # custom:
 #   id: EGR-0006
 #   severity: error
-#   remediation: add regions, or name the service itself, such as S3
+#   remediation: name the service itself, such as S3, or the few regions that are needed
 #   source: AWS IP address ranges
 deny contains lib.finding("EGR-0006", service.path, message) if {
 	lib.enabled("EGR-0006")
 	some service in cloud_services
-	no_regions(service.regions)
+	where := everywhere(service.regions)
 	is_string(service.name)
 	lower(service.name) in data.egress.broadServices[service.provider]
-	message := sprintf("%s without regions is most of %s", [service.name, service.provider])
+	message := sprintf("%s %s is most of %s", [service.name, where, service.provider])
 }
 
-# A provider with neither services nor regions is all of it.
+# Azure has a service for each region, such as AzureCloud.westeurope.
+deny contains lib.finding("EGR-0006", path, message) if {
+	lib.enabled("EGR-0006")
+	some destination in lib.allowed
+	some broad in data.egress.broadServices[destination.entry.cloud.provider]
+	names := {name |
+		some name in destination.entry.cloud.services
+		is_string(name)
+		startswith(lower(name), concat("", [broad, "."]))
+	}
+	count(names) > data.egress.mostRegions
+	path := sprintf("%s.cloud", [destination.path])
+	message := sprintf("%s of %d regions is most of %s", [broad, count(names), destination.entry.cloud.provider])
+}
+
+# A provider without services is all of it, but for regions.
 deny contains lib.finding("EGR-0006", path, message) if {
 	lib.enabled("EGR-0006")
 	some destination in lib.allowed
 	cloud := destination.entry.cloud
 	not cloud.service
 	not cloud.services
-	no_regions(object.get(cloud, "regions", []))
+	where := everywhere(object.get(cloud, "regions", []))
 	lower(cloud.provider) in object.keys(data.egress.broadServices)
 	path := sprintf("%s.cloud", [destination.path])
-	message := sprintf("cloud without service and regions is all of %s", [cloud.provider])
+	message := sprintf("cloud without service %s is all of %s", [joined(where), cloud.provider])
 }
 
-no_regions(regions) if count(regions) == 0
+joined(where) := "and regions" if where == "without regions"
+
+joined(where) := where if where != "without regions"
+
+everywhere(regions) := "without regions" if count(regions) == 0
+
+everywhere(regions) := sprintf("in %d regions", [count(names)]) if {
+	names := {name | some name in regions}
+	count(names) > data.egress.mostRegions
+}
 
 cloud_services contains {"provider": "aws", "name": name, "regions": regions, "path": path} if {
 	some destination in lib.allowed
@@ -113,4 +138,13 @@ warn contains lib.finding("EGR-0008", destination.path, message) if {
 	not destination.entry.ports
 	not destination.entry.entity == "world"
 	message := sprintf("%v has no ports: it allows every protocol and port", [object.get(destination.entry, "name", "the destination")])
+}
+
+warn contains lib.finding("EGR-0008", destination.path, message) if {
+	lib.enabled("EGR-0008")
+	some destination in lib.allowed
+	not destination.entry.entity == "world"
+	some protocol in lib.wide_protocols(destination.entry.ports)
+	name := object.get(destination.entry, "name", "the destination")
+	message := sprintf("%v allows more than %d ports of %s", [name, data.egress.mostPorts, protocol])
 }

@@ -89,3 +89,48 @@ within(cidr, ranges) if {
 	some range in ranges
 	net.cidr_contains(range, cidr)
 }
+
+# A document writes a port as a number or as the digits of one.
+number(port) := port if is_number(port)
+
+number(port) := to_number(port) if {
+	is_string(port)
+	regex.match(`^[0-9]{1,5}$`, port)
+}
+
+# The protocols of which a list names so many ports that it might as well name all.
+wide_protocols(ports) := {protocol |
+	spans := {many | some port in ports; many := span(port)}
+	count(spans) > 0
+	some protocol in ["TCP", "UDP"]
+	sum([many.ports | some many in spans; many.protocol == protocol]) > data.egress.mostPorts
+}
+
+# What an item names, if it may be many ports: first, last, how many, and the protocol.
+span(port) := {"first": 0, "ports": 65535, "protocol": upper(port)} if {
+	is_string(port)
+	upper(port) in {"TCP", "UDP"}
+}
+
+span(port) := stretch(to_number(bounds[1]), to_number(bounds[2]), protocol_of(port)) if {
+	is_string(port)
+	contains(port, "-")
+	bounds := regex.find_all_string_submatch_n(`^([0-9]{1,5})-([0-9]{1,5})(?:/(?:TCP|UDP))?$`, upper(port), 1)[0]
+}
+
+span(port) := {"first": 0, "ports": 65535, "protocol": upper(object.get(port, "protocol", "TCP"))} if {
+	is_object(port)
+	not port.port
+	is_string(object.get(port, "protocol", "TCP"))
+}
+
+span(port) := stretch(number(port.port), number(port.endPort), upper(object.get(port, "protocol", "TCP"))) if {
+	is_object(port)
+	is_string(object.get(port, "protocol", "TCP"))
+}
+
+stretch(first, last, protocol) := {"first": first, "ports": (last - first) + 1, "protocol": protocol}
+
+protocol_of(port) := "UDP" if endswith(upper(port), "/UDP")
+
+protocol_of(port) := "TCP" if not endswith(upper(port), "/UDP")

@@ -59,6 +59,10 @@ missing contains "linkLocal" if not data.egress.linkLocal
 
 missing contains "metadata" if not data.egress.metadata
 
+missing contains "mostPorts" if not data.egress.mostPorts
+
+missing contains "mostRegions" if not data.egress.mostRegions
+
 missing contains "private" if not data.egress.private
 
 missing contains "publicSuffixes" if not data.egress.publicSuffixes
