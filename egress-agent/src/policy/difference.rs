@@ -64,7 +64,7 @@ impl Difference {
             (Some(old), None) => difference.whole(old, "the policy is gone", false),
             (Some(old), Some(new)) => difference.top(old, new),
         }
-        let both = Both { old: Side::new(old, now), new: Side::new(new, now), now };
+        let both = Both { old: Side::new(old, new, now), new: Side::new(new, old, now), now };
         both.rules(&mut difference);
         difference
     }
@@ -76,6 +76,10 @@ impl Difference {
         let selected = selection(&policy.selector);
         let text = format!("{what}: it selects {selected}, {mode}, default {action}");
         self.changes.push(Statement::new(None, text));
+        if policy.cluster_dns {
+            let list = if comes { &mut self.opens } else { &mut self.closes };
+            list.push(Statement::new(None, CLUSTER_DNS));
+        }
         if policy.default_action == DefaultAction::Deny && policy.mode == Mode::Enforce {
             let (list, text) = match comes {
                 true => (
@@ -92,14 +96,22 @@ impl Difference {
     }
 
     fn top(&mut self, old: &Policy, new: &Policy) {
+        let statement = |text: &str| Statement::new(None, text);
         match (old.mode, new.mode) {
-            (Mode::Enforce, Mode::Audit) => self.opens.push(Statement::new(
-                None,
-                "mode is audit instead of enforce: what it denies passes and is reported",
-            )),
-            (Mode::Audit, Mode::Enforce) => self
-                .closes
-                .push(Statement::new(None, "mode is enforce instead of audit: what it denies is dropped")),
+            (Mode::Enforce, Mode::Audit) => {
+                self.opens.push(statement(
+                    "mode is audit instead of enforce: what it denies passes and is reported",
+                ));
+                self.closes.push(statement(
+                    "mode is audit instead of enforce: its destinations open nothing that another policy closes",
+                ));
+            }
+            (Mode::Audit, Mode::Enforce) => {
+                self.closes.push(statement("mode is enforce instead of audit: what it denies is dropped"));
+                self.opens.push(statement(
+                    "mode is enforce instead of audit: its destinations are open, also where another policy denies by default",
+                ));
+            }
             (Mode::Enforce, Mode::Enforce) | (Mode::Audit, Mode::Audit) => {}
         }
         match (old.default_action, new.default_action) {
@@ -113,9 +125,10 @@ impl Difference {
             )),
             (DefaultAction::Allow, DefaultAction::Allow) | (DefaultAction::Deny, DefaultAction::Deny) => {}
         }
-        match (old.cluster_dns, new.cluster_dns) {
-            (false, true) => self.opens.push(Statement::new(None, "the cluster's DNS, by clusterDns")),
-            (true, false) => self.closes.push(Statement::new(None, "the cluster's DNS, by clusterDns")),
+        let dns = |policy: &Policy, other: &Policy| policy.cluster_dns && allows_beside(policy, other);
+        match (dns(old, new), dns(new, old)) {
+            (false, true) => self.opens.push(Statement::new(None, CLUSTER_DNS)),
+            (true, false) => self.closes.push(Statement::new(None, CLUSTER_DNS)),
             (true, true) | (false, false) => {}
         }
         if old.selector != new.selector {
@@ -128,25 +141,42 @@ impl Difference {
     }
 }
 
+const CLUSTER_DNS: &str = "the cluster's DNS, by clusterDns";
+
+/// Tells whether what a policy allows counts beside the other version. What an audited policy allows opens nothing that another policy
+/// closes, so it counts only if the other version is audited too.
+fn allows_beside(policy: &Policy, other: &Policy) -> bool {
+    policy.mode == Mode::Enforce || other.mode == Mode::Audit
+}
+
 /// One of the two versions.
 struct Side<'p> {
     rules: &'p [Rule],
     by_name: HashMap<&'p str, &'p Rule>,
+    /// Whether what it allows counts.
+    allows: bool,
     /// What is allowed by rules with the same ports and end, of those that hold.
-    allowed: Vec<(&'p Ports, Option<u64>, Addresses)>,
+    allowed: Vec<(Ports, Option<u64>, Addresses)>,
 }
 
 impl<'p> Side<'p> {
-    fn new(policy: Option<&'p Policy>, now: u64) -> Self {
+    fn new(policy: Option<&'p Policy>, other: Option<&Policy>, now: u64) -> Self {
         let rules = policy.map_or(&[][..], |policy| &policy.rules);
-        let mut groups: Vec<(&Ports, Option<u64>, Vec<&Rule>)> = Vec::new();
-        let allows = |rule: &&Rule| rule.effect == Effect::Allow && is_active(rule.expires, now);
+        let counts = match (policy, other) {
+            (Some(policy), Some(other)) => allows_beside(policy, other),
+            _ => true,
+        };
+        let mut groups: Vec<(Ports, Option<u64>, Vec<&Rule>)> = Vec::new();
+        let mut numbers: HashMap<(Ports, Option<u64>), usize> = HashMap::new();
+        let allows = |rule: &&Rule| counts && rule.effect == Effect::Allow && is_active(rule.expires, now);
         for rule in rules.iter().filter(allows) {
-            let same =
-                groups.iter().position(|(ports, end, _)| **ports == rule.ports && *end == rule.expires);
-            match same {
-                Some(index) => groups[index].2.push(rule),
-                None if groups.len() < MOST_GROUPS => groups.push((&rule.ports, rule.expires, vec![rule])),
+            let key = (plain(&rule.ports), rule.expires);
+            match numbers.get(&key) {
+                Some(&index) => groups[index].2.push(rule),
+                None if groups.len() < MOST_GROUPS => {
+                    groups.push((key.0.clone(), rule.expires, vec![rule]));
+                    numbers.insert(key, groups.len() - 1);
+                }
                 // Then it is not among those that allow something already, which says too much rather than too little.
                 None => {}
             }
@@ -159,6 +189,7 @@ impl<'p> Side<'p> {
         Self {
             rules,
             by_name: rules.iter().map(|rule| (rule.name.as_str(), rule)).collect(),
+            allows: counts,
             allowed: allowed.collect(),
         }
     }
@@ -168,7 +199,10 @@ impl<'p> Side<'p> {
         let until = |end: Option<u64>| end.unwrap_or(u64::MAX);
         let mut rest = addresses.clone();
         for (outer, other, allowed) in &self.allowed {
-            if until(*other) >= until(end) && ports_minus(ports, outer).is_none() {
+            if rest.is_empty() {
+                break;
+            }
+            if until(*other) >= until(end) && are_in(ports, outer) {
                 rest = rest.minus(allowed);
             }
         }
@@ -210,6 +244,10 @@ impl Both<'_> {
 
     /// Returns the former name of rules that differ in their name only.
     fn renamed(&self) -> BTreeMap<&str, &str> {
+        if self.old.allows != self.new.allows {
+            // Each of them counts in one version only, and is told of.
+            return BTreeMap::new();
+        }
         let key = |rule: &Rule| format!("{:?}", (rule.effect, &rule.peers, &rule.ports, rule.expires));
         let mut gone: HashMap<String, Vec<&str>> = HashMap::new();
         for old in self.old.rules.iter().rev() {
@@ -237,9 +275,11 @@ impl Both<'_> {
         }
         let Some(either) = new.or(old) else { return };
         let name = Some(either.name.as_str());
-        let holds = |rule: &&Rule| is_active(rule.expires, self.now);
-        let (old_holds, new_holds) = (old.filter(holds), new.filter(holds));
         let allow = either.effect == Effect::Allow;
+        let holds =
+            |side: &Side<'_>, rule: &Rule| is_active(rule.expires, self.now) && (side.allows || !allow);
+        let old_holds = old.filter(|rule| holds(&self.old, rule));
+        let new_holds = new.filter(|rule| holds(&self.new, rule));
         // What is reached more is opened by an allowed destination, and closed by a denied one.
         let more =
             new_holds.map_or_else(Vec::new, |new| self.beyond(new, old_holds, allow.then_some(&self.old)));
@@ -257,7 +297,10 @@ impl Both<'_> {
         };
         wider.extend(more.into_iter().map(denied));
         narrower.extend(less.into_iter().map(denied));
-        let ended = |rule: &Rule| format!("ended at {}", end(rule.expires));
+        let why = |rule: &Rule| match is_active(rule.expires, self.now) {
+            true => "is only audited".to_owned(),
+            false => format!("ended at {}", end(rule.expires)),
+        };
         match (old, new) {
             (Some(before), Some(after)) => {
                 if before.expires != after.expires {
@@ -270,13 +313,20 @@ impl Both<'_> {
                     };
                     list.push(Statement::new(name, text));
                 }
+                if (old_holds.is_none() || new_holds.is_none()) && !reaches_the_same(before, after) {
+                    let rule = if new_holds.is_none() { after } else { before };
+                    let it = if new_holds.is_none() { "" } else { "before " };
+                    let text =
+                        format!("leads elsewhere, or to other ports, than before; it {it}{}", why(rule));
+                    difference.changes.push(Statement::new(name, text));
+                }
                 self.governance(difference, before, after);
             }
             (None, Some(rule)) if new_holds.is_none() => {
-                difference.changes.push(Statement::new(name, format!("is new, but {}", ended(rule))));
+                difference.changes.push(Statement::new(name, format!("is new, but {}", why(rule))));
             }
             (Some(rule), None) if old_holds.is_none() => {
-                difference.changes.push(Statement::new(name, format!("is gone; it {}", ended(rule))));
+                difference.changes.push(Statement::new(name, format!("is gone; it {}", why(rule))));
             }
             _ => {}
         }
@@ -307,10 +357,12 @@ impl Both<'_> {
             addresses: reach.addresses.minus(&fresh.addresses),
             names: reach.names.difference(&fresh.names).cloned().collect(),
         };
-        let more_ports = other.and_then(|other| ports_minus(&rule.ports, &other.ports));
-        for (part, ports) in [(&fresh, Some(&rule.ports)), (&kept, more_ports.as_ref())] {
+        let ports = plain(&rule.ports);
+        let more_ports = other.and_then(|other| ports_minus(&ports, &plain(&other.ports)));
+        for (part, ports) in [(&fresh, Some(Rest::Ports(ports.clone()))), (&kept, more_ports)] {
             let Some(ports) = ports else { continue };
-            let on = said(ports);
+            let on = ports.said();
+            let ports = ports.at_most();
             if !part.addresses.is_empty() {
                 let count = part.addresses.count();
                 let mut text = format!("{count} ({}) on {on}", few(&part.addresses));
@@ -348,8 +400,12 @@ struct Reach {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Named {
     Domain(String),
-    /// A service of a cloud in one of its regions, or in all of them.
-    Cloud(String, Option<String>),
+    /// A service of a cloud, or all of them, in one of its regions, or in all of them.
+    Cloud {
+        cloud: String,
+        service: Option<String>,
+        region: Option<String>,
+    },
     Other(String),
 }
 
@@ -357,8 +413,15 @@ impl Named {
     fn said(&self) -> String {
         match self {
             Self::Domain(domain) => format!("domain {domain}"),
-            Self::Cloud(service, Some(region)) => format!("{service} in {region}"),
-            Self::Cloud(service, None) => format!("{service} in every region"),
+            Self::Cloud { cloud, service, region } => {
+                let service = match service.as_deref() {
+                    Some(service) if cloud == AWS => format!("AWS service {}", shown(service)),
+                    Some(service) => format!("{cloud} service {}", shown(service)),
+                    None => format!("cloud {cloud}"),
+                };
+                let region = region.as_deref().map_or_else(|| "every region".to_owned(), shown);
+                format!("{service} in {region}")
+            }
             Self::Other(text) => text.clone(),
         }
     }
@@ -367,7 +430,14 @@ impl Named {
     fn covers(&self, other: &Self) -> bool {
         self == other
             || match (self, other) {
-                (Self::Cloud(service, None), Self::Cloud(same, _)) => service == same,
+                (
+                    Self::Cloud { cloud, service, region },
+                    Self::Cloud { cloud: same, service: other, region: part },
+                ) => {
+                    let all =
+                        |ours: &Option<String>, theirs: &Option<String>| ours.is_none() || ours == theirs;
+                    cloud == same && all(service, other) && all(region, part)
+                }
                 (Self::Domain(pattern), Self::Domain(domain)) => {
                     pattern.strip_prefix('*').is_some_and(|end| domain.ends_with(end))
                 }
@@ -404,17 +474,21 @@ impl Reach {
                     names.extend(domains.iter().cloned().map(Named::Domain));
                 }
                 Peer::Unresolved(Unresolved::AwsService { service, regions }) => {
-                    let service = format!("AWS service {}", service.to_ascii_uppercase());
-                    names.extend(in_regions(&service, regions));
+                    names.extend(in_regions(AWS, Some(service.to_ascii_uppercase()), regions));
                 }
                 Peer::Unresolved(Unresolved::Cloud { provider, services, regions })
                     if services.is_empty() =>
                 {
-                    names.extend(in_regions(&format!("cloud {provider}"), regions));
+                    names.extend(in_regions(provider, None, regions));
                 }
                 Peer::Unresolved(Unresolved::Cloud { provider, services, regions }) => {
                     for service in services {
-                        names.extend(in_regions(&format!("{provider} service {}", shown(service)), regions));
+                        // As it is written: what would be shown of two may be the same.
+                        let service = match provider == AWS {
+                            true => service.to_ascii_uppercase(),
+                            false => service.clone(),
+                        };
+                        names.extend(in_regions(provider, Some(service), regions));
                     }
                 }
             }
@@ -427,12 +501,15 @@ impl Reach {
     }
 }
 
-fn in_regions(service: &str, regions: &[String]) -> Vec<Named> {
+/// The provider that `awsService` is about.
+const AWS: &str = "aws";
+
+fn in_regions(cloud: &str, service: Option<String>, regions: &[String]) -> Vec<Named> {
+    let named =
+        |region: Option<String>| Named::Cloud { cloud: cloud.to_owned(), service: service.clone(), region };
     match regions {
-        [] => vec![Named::Cloud(service.to_owned(), None)],
-        regions => {
-            regions.iter().map(|region| Named::Cloud(service.to_owned(), Some(shown(region)))).collect()
-        }
+        [] => vec![named(None)],
+        regions => regions.iter().map(|region| named(Some(region.clone()))).collect(),
     }
 }
 
@@ -512,34 +589,112 @@ fn conditions(selector: &LabelSelector) -> String {
     labels.join(",")
 }
 
-/// Returns the ports of `ports` that `away` does not have; `None` if it has all of them.
-fn ports_minus(ports: &Ports, away: &Ports) -> Option<Ports> {
+/// Tells whether two rules are about the same, whatever their names, ends and governance.
+fn reaches_the_same(one: &Rule, other: &Rule) -> bool {
+    let (one_reach, other_reach) = (Reach::of(one), Reach::of(other));
+    one_reach.addresses == other_reach.addresses
+        && one_reach.names == other_reach.names
+        && plain(&one.ports) == plain(&other.ports)
+}
+
+/// Returns ports in order, each once, and those beside each other in one range.
+fn plain(ports: &Ports) -> Ports {
+    let Ports::List(list) = ports else { return Ports::All };
+    let mut sorted: Vec<&PortSpec> = list.iter().collect();
+    sorted.sort_unstable();
+    let mut plain: Vec<PortSpec> = Vec::with_capacity(sorted.len());
+    for spec in sorted {
+        match plain.last_mut() {
+            // It stands first of its protocol, and names all of it.
+            Some(before) if before.protocol == spec.protocol && before.port == PortMatch::Any => {}
+            Some(PortSpec { protocol, port: PortMatch::Range(_, end) })
+                if *protocol == spec.protocol
+                    && matches!(spec.port, PortMatch::Range(first, _) if first <= end.saturating_add(1)) =>
+            {
+                if let PortMatch::Range(_, last) = spec.port {
+                    *end = last.max(*end);
+                }
+            }
+            Some(before) if before == spec => {}
+            _ => plain.push(spec.clone()),
+        }
+    }
+    Ports::List(plain)
+}
+
+/// Tells whether each of `inner` is among `outer`, both of them [`plain`].
+fn are_in(inner: &Ports, outer: &Ports) -> bool {
+    match (inner, outer) {
+        (_, Ports::All) => true,
+        (Ports::All, Ports::List(_)) => false,
+        (Ports::List(inner), Ports::List(outer)) => inner.iter().all(|spec| is_among(spec, outer)),
+    }
+}
+
+/// Tells whether a [`plain`] list names all of `spec`.
+fn is_among(spec: &PortSpec, list: &[PortSpec]) -> bool {
+    let any = PortSpec { protocol: spec.protocol, port: PortMatch::Any };
+    if list.binary_search(&any).is_ok() {
+        return true;
+    }
+    let after = list.partition_point(|outer| match (&outer.port, &spec.port) {
+        (PortMatch::Range(start, _), PortMatch::Range(first, _)) if outer.protocol == spec.protocol => {
+            start <= first
+        }
+        _ => outer <= spec,
+    });
+    after > 0 && port_is_in(spec, &list[after - 1])
+}
+
+/// What is left of ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rest {
+    Ports(Ports),
+    /// Every protocol and port but these.
+    AllBut(Ports),
+}
+
+impl Rest {
+    fn said(&self) -> String {
+        match self {
+            Self::Ports(ports) => said(ports),
+            Self::AllBut(ports) => format!("every protocol and port but {}", said(ports)),
+        }
+    }
+
+    /// Returns ports that hold all of it.
+    fn at_most(&self) -> &Ports {
+        match self {
+            Self::Ports(ports) => ports,
+            Self::AllBut(_) => &Ports::All,
+        }
+    }
+}
+
+/// Returns the ports of `ports` that `away` does not have, both of them [`plain`]; `None` if it has all of them.
+fn ports_minus(ports: &Ports, away: &Ports) -> Option<Rest> {
     let (list, away) = match (ports, away) {
         (_, Ports::All) => return None,
-        (Ports::All, Ports::List(_)) => return Some(Ports::All),
+        (Ports::All, Ports::List(_)) => return Some(Rest::AllBut(away.clone())),
         (Ports::List(list), Ports::List(away)) => (list, away),
     };
     let mut rest = Vec::new();
     for spec in list {
         rest.extend(spec_minus(spec, away));
     }
-    (!rest.is_empty()).then_some(Ports::List(rest))
+    (!rest.is_empty()).then_some(Rest::Ports(Ports::List(rest)))
 }
 
 fn spec_minus(spec: &PortSpec, away: &[PortSpec]) -> Vec<PortSpec> {
-    if away.iter().any(|outer| port_is_in(spec, outer)) {
+    if is_among(spec, away) {
         return Vec::new();
     }
     let PortMatch::Range(first, last) = spec.port else { return vec![spec.clone()] };
-    let mut gone: Vec<(u16, u16)> = away
-        .iter()
-        .filter(|outer| outer.protocol == spec.protocol)
-        .filter_map(|outer| match outer.port {
+    let gone =
+        away.iter().filter(|outer| outer.protocol == spec.protocol).filter_map(|outer| match outer.port {
             PortMatch::Range(first, last) => Some((first, last)),
             PortMatch::Any | PortMatch::Name(_) => None,
-        })
-        .collect();
-    gone.sort_unstable();
+        });
     let mut rest = Vec::new();
     // In a wider type, so that there is a port after the last one.
     let mut from = u32::from(first);

@@ -62,7 +62,7 @@ fn destinations_are_compared_by_name() {
         (
             r#""cidr": "10.1.0.0/24", "ports": [443]"#,
             r#""cidr": "10.1.0.0/24""#,
-            &["+ a: 256 IPv4 addresses (10.1.0.0/24) on every protocol and port"],
+            &["+ a: 256 IPv4 addresses (10.1.0.0/24) on every protocol and port but 443/TCP"],
         ),
         (
             r#""domains": ["api.a.com", "b.com"]"#,
@@ -182,6 +182,7 @@ fn the_top_is_compared() {
     assert_eq!(
         said(old, new),
         [
+            "+ mode is enforce instead of audit: its destinations are open, also where another policy denies by default",
             "+ the cluster's DNS, by clusterDns",
             "+ it selects pods with app=a instead of every pod: pods that are selected no more are not held by it, those that are now have its destinations",
             "- mode is enforce instead of audit: what it denies is dropped",
@@ -191,9 +192,124 @@ fn the_top_is_compared() {
     let back = said(new, old);
     assert!(back[0].starts_with("+ mode is audit") && back[1].starts_with("+ everything"), "{back:?}");
     let comes = Difference::between(None, Some(&policy(new)), NOW);
-    assert_eq!((comes.opens.len(), comes.closes.len(), comes.changes.len()), (0, 1, 1));
+    assert_eq!((comes.opens.len(), comes.closes.len(), comes.changes.len()), (1, 1, 1));
+    assert_eq!(comes.opens[0].text, "the cluster's DNS, by clusterDns");
     let goes = Difference::between(Some(&policy(new)), None, NOW);
-    assert_eq!((goes.opens.len(), goes.closes.len(), goes.changes.len()), (1, 0, 1));
+    assert_eq!((goes.opens.len(), goes.closes.len(), goes.changes.len()), (1, 1, 1));
+    assert_eq!(goes.closes[0].text, "the cluster's DNS, by clusterDns");
+}
+
+#[test]
+fn a_policy_that_becomes_enforced_opens_its_destinations() {
+    let policy = |mode: &str| {
+        format!(
+            r#"{{"mode": "{mode}", "allowedDestinations": [
+                {{"name": "a", "cidr": "192.0.2.0/24", "ports": [443]}},
+                {{"name": "ended", "cidr": "198.51.100.0/24", "governance": {{"expiry": "2026-01-01"}}}}],
+                "deniedDestinations": [{{"name": "d", "cidr": "203.0.113.0/24"}}]}}"#
+        )
+    };
+    let (audit, enforce) = (policy("audit"), policy("enforce"));
+    let a = "a: 256 IPv4 addresses (192.0.2.0/24) on 443/TCP";
+    let dns = "the cluster's DNS, by clusterDns";
+    assert_eq!(
+        said(&audit, &enforce),
+        [
+            "+ mode is enforce instead of audit: its destinations are open, also where another policy denies by default",
+            &format!("+ {dns}"),
+            &format!("+ {a}"),
+            "- mode is enforce instead of audit: what it denies is dropped",
+        ]
+    );
+    assert_eq!(
+        said(&enforce, &audit),
+        [
+            "+ mode is audit instead of enforce: what it denies passes and is reported",
+            "- mode is audit instead of enforce: its destinations open nothing that another policy closes",
+            &format!("- {dns}"),
+            &format!("- {a}"),
+        ]
+    );
+    let wider = enforce.replace("192.0.2.0/24", "192.0.2.0/23");
+    let both = said(&audit, &wider);
+    assert!(both.contains(&"+ a: 512 IPv4 addresses (192.0.2.0/23) on 443/TCP".to_owned()), "{both:?}");
+    let later = said(&wider, &audit);
+    assert!(later.iter().any(|line| line.starts_with("~ a: leads elsewhere")), "{later:?}");
+    let renamed = said(&audit, &enforce.replace(r#""a""#, r#""b""#));
+    assert!(renamed.contains(&format!("+ {}", a.replacen('a', "b", 1))), "{renamed:?}");
+    assert!(said(&audit, &audit).is_empty());
+}
+
+#[test]
+fn what_is_cut_where_it_is_shown_is_compared_whole() {
+    let long = "x".repeat(90);
+    let cloud = |service: &str, region: &str| {
+        allowed(&format!(
+            r#"{{"name": "a", "cloud": {{"provider": "azure", "services": ["{service}"], "regions": ["{region}"]}}}}"#
+        ))
+    };
+    for (old, new) in [
+        (cloud(&format!("{long}1"), "r"), cloud(&format!("{long}2"), "r")),
+        (cloud("s", &format!("{long}1")), cloud("s", &format!("{long}2"))),
+    ] {
+        assert_eq!(said(&old, &new).len(), 2, "one opens, one closes: {:?}", said(&old, &new));
+    }
+}
+
+#[test]
+fn an_ended_destination_that_changes_is_told_of() {
+    let a = |cidr: &str, ports: &str| {
+        allowed(&format!(
+            r#"{{"name": "a", "cidr": "{cidr}", "ports": {ports}, "governance": {{"expiry": "2026-01-01"}}}}"#
+        ))
+    };
+    let old = a("192.0.2.0/24", "[443]");
+    let expected = ["~ a: leads elsewhere, or to other ports, than before; it ended at 2026-01-02T00:00:00Z"];
+    assert_eq!(said(&old, &a("192.0.0.0/16", "[443]")), expected);
+    assert_eq!(said(&old, &a("192.0.2.0/24", "[443, 80]")), expected);
+    assert!(said(&old, &a("192.0.2.0/24", r#"["443/TCP"]"#)).is_empty());
+}
+
+#[test]
+fn ports_written_another_way_are_the_same() {
+    let a = |ports: &str| allowed(&format!(r#"{{"name": "a", "cidr": "192.0.2.0/24", "ports": {ports}}}"#));
+    for (old, new) in [
+        (r#"["80-90", "91-99"]"#, r#"["80-99"]"#),
+        (r#"[443, "TCP"]"#, r#"["TCP"]"#),
+        (r#"["53/UDP", 443, "1-5", "3-9"]"#, r#"["1-9", "443", "53/UDP"]"#),
+    ] {
+        assert!(said(&a(old), &a(new)).is_empty(), "{old} to {new}");
+        assert!(said(&a(new), &a(old)).is_empty(), "{new} to {old}");
+    }
+    let denied =
+        |rest: &str| format!(r#"{{"deniedDestinations": [{{"name": "a", "cidr": "192.0.2.1/32"{rest}}}]}}"#);
+    assert_eq!(
+        said(&denied(""), &denied(r#", "ports": ["TCP"]"#)),
+        [
+            "+ a: 1 IPv4 address (192.0.2.1/32) on every protocol and port but every port of TCP, a denied destination"
+        ]
+    );
+}
+
+#[test]
+fn many_lists_of_many_ports_are_compared_in_time() {
+    let rules: Vec<String> = (0..600)
+        .map(|n: usize| {
+            let ports: Vec<String> = (0..256).map(|port| (2 + 4 * port + n % 2).to_string()).collect();
+            format!(
+                r#"{{"name": "d{n}", "cidr": "10.{}.{}.0/24", "ports": [{},"{}"]}}"#,
+                n / 256,
+                n % 256,
+                ports[..255].join(","),
+                60_000 + n
+            )
+        })
+        .collect();
+    let document = allowed(&rules.join(","));
+    let began = std::time::Instant::now();
+    let comes = Difference::between(None, Some(&policy(&document)), NOW);
+    assert!(comes.opens.len() > 600);
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 fn rule() -> impl Strategy<Value = String> {
@@ -214,7 +330,7 @@ proptest! {
     fn what_is_said_to_open_is_what_was_closed(old in rule(), new in rule()) {
         let document = |rest: &str| allowed(&format!(r#"{{"name": "a", {rest}}}"#));
         let (old, new) = (policy(&document(&old)), policy(&document(&new)));
-        let both = Both { old: Side::new(Some(&old), NOW), new: Side::new(Some(&new), NOW), now: NOW };
+        let both = Both { old: Side::new(Some(&old), None, NOW), new: Side::new(Some(&new), None, NOW), now: NOW };
         let statements = both.beyond(&new.rules[0], Some(&old.rules[0]), Some(&both.old));
         let allows = |policy: &Policy, ip: IpAddr, port: u16, protocol: Protocol| {
             let rule = &policy.rules[0];
@@ -255,7 +371,12 @@ proptest! {
             None => false,
         };
         let (list, away) = (ports(&list), ports(&away));
-        let rest = ports_minus(&list, &away);
+        let rest = match ports_minus(&plain(&list), &plain(&away)) {
+            Some(Rest::Ports(ports)) => Some(ports),
+            Some(Rest::AllBut(_)) => panic!("a list is not all"),
+            None => None,
+        };
+        prop_assert_eq!(rest.is_none(), are_in(&plain(&list), &plain(&away)));
         for port in 1..30 {
             prop_assert_eq!(holds(rest.as_ref(), port), holds(Some(&list), port) && !holds(Some(&away), port), "{}", port);
         }
