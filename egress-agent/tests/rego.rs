@@ -11,7 +11,7 @@ use std::{
 };
 
 use egress_agent::{
-    policy::{cluster::NsName, document, finding::Severity, governance},
+    policy::{addresses::METADATA, cluster::NsName, document, finding::Severity, governance},
     rego::{self, Bundle, Context, Error, Violation},
 };
 use serde::Deserialize;
@@ -369,6 +369,19 @@ fn findings_of_the_shipped_rules() {
     for violation in &found {
         assert_eq!(violation.remediation.as_ref(), Some(&metadata()[&violation.id].0.custom.remediation));
     }
+}
+
+#[test]
+fn the_metadata_addresses_are_those_of_the_program() {
+    let data: Value = serde_saphyr::from_str(rego::DATA).expect("the data are YAML");
+    let listed: BTreeSet<String> = data["egress"]["metadata"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|cidr| cidr.as_str().expect("a prefix").to_owned())
+        .collect();
+    let known = METADATA.map(|address| format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 }));
+    assert_eq!(listed, BTreeSet::from(known));
 }
 
 #[test]

@@ -10,6 +10,21 @@ use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 
 use super::model::{Effect, Peer, Policy};
 
+/// Where clouds hand out the credentials of a node. `world` leaves them out, and a destination that names one is warned of; the shipped
+/// rules of policy as code have the same list.
+pub const METADATA: [IpAddr; 5] = [
+    // AWS, Azure, Google and most others.
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    // AWS.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    // Google.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    // Alibaba.
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    // Azure's host agent.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+];
+
 /// Addresses of both families.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Addresses {

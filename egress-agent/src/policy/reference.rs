@@ -728,16 +728,18 @@ fn in_world(cluster: &Cluster, settings: &Settings, address: IpAddr) -> bool {
                 || v6 == Ipv6Addr::LOCALHOST
                 || (0xfe80..=0xfebf).contains(&first)
                 || first >= 0xff00
-                || v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
         }
     };
+    let metadata = ["169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"]
+        .iter()
+        .any(|known| known.parse() == Ok(address));
     let of_nodes = cluster.nodes.values().any(|node| {
         node.addresses.contains(&address) || node.pod_cidrs.iter().any(|net| contains(net, address))
     });
     let of_services = cluster.services.values().any(|service| service.cluster_ips.contains(&address));
     let of_pods = cluster.pods.values().any(|pod| !pod.finished && pod.ips.contains(&address));
     let declared = settings.cluster_cidrs.iter().any(|net| contains(net, address));
-    !special && !of_nodes && !of_services && !of_pods && !declared
+    !special && !metadata && !of_nodes && !of_services && !of_pods && !declared
 }
 
 /// Whether an address lies in a prefix of its own family.
@@ -1461,6 +1463,12 @@ mod tests {
             ("ff02::1", denied),
             ("fd00:ec2::254", denied),
             ("fd00:ec2::253", allowed),
+            ("fd20:ce::254", denied),
+            ("fd20:ce::255", allowed),
+            ("100.100.100.200", denied),
+            ("100.100.100.201", allowed),
+            ("168.63.129.16", denied),
+            ("168.63.129.17", allowed),
         ] {
             assert_eq!(ask(&world, to, TCP, 443), expected, "{to}");
         }

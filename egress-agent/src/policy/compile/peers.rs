@@ -16,6 +16,7 @@ use super::{
     ports::{self, Range},
 };
 use crate::policy::{
+    addresses::METADATA,
     cluster::{Cluster, EndpointSlice, NsName, Settings},
     model::{Entity, Peer, PolicyKind, PortMatch, Ports, Unresolved},
 };
@@ -473,10 +474,10 @@ fn everywhere() -> [IpNet; 2] {
     [v4(0, 0, 0, 0, 0), v6(Ipv6Addr::UNSPECIFIED, 0)]
 }
 
-/// Blocks that are never outside the cluster: unspecified, loopback, link-local, multicast, broadcast, and the IPv6 address of
-/// the cloud's metadata service (its IPv4 one is link-local).
-fn never_world() -> [IpNet; 10] {
-    [
+/// Blocks that are never outside the cluster: unspecified, loopback, link-local, multicast, broadcast, and where clouds hand out the
+/// credentials of a node.
+fn never_world() -> impl Iterator<Item = IpNet> {
+    let blocks = [
         v4(0, 0, 0, 0, 8),
         v4(127, 0, 0, 0, 8),
         v4(169, 254, 0, 0, 16),
@@ -486,6 +487,6 @@ fn never_world() -> [IpNet; 10] {
         v6(Ipv6Addr::LOCALHOST, 128),
         v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
         v6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
-        v6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), 128),
-    ]
+    ];
+    blocks.into_iter().chain(METADATA.map(host))
 }

@@ -623,7 +623,7 @@ const DESTINATIONS: &[(&str, &[&str])] = &[
         r#""cidr": "0.0.0.0/0""#,
         &[
             "warning: 0.0.0.0/0 allows every IPv4 address (allowedDestinations[0].cidr, line 2 column 23); entity world names those outside the cluster",
-            "warning: 0.0.0.0/0 allows the metadata address 169.254.169.254 (allowedDestinations[0].cidr, line 2 column 23); it hands out the node's credentials; except or deny it if that is not meant",
+            "warning: 0.0.0.0/0 allows the metadata addresses 169.254.169.254, 100.100.100.200, 168.63.129.16 (allowedDestinations[0].cidr, line 2 column 23); they hand out the node's credentials; except or deny them if that is not meant",
         ],
     ),
     (
@@ -636,6 +636,12 @@ const DESTINATIONS: &[(&str, &[&str])] = &[
         r#""cidr": "169.254.0.0/16""#,
         &[
             "warning: 169.254.0.0/16 allows the metadata address 169.254.169.254 (allowedDestinations[0].cidr, line 2 column 23); it hands out the node's credentials; except or deny it if that is not meant",
+        ],
+    ),
+    (
+        r#""cidr": "100.100.100.200/32", "ports": [{"port": "80"}]"#,
+        &[
+            "warning: 100.100.100.200/32 allows the metadata address 100.100.100.200 (allowedDestinations[0].cidr, line 2 column 23); it hands out the node's credentials; except or deny it if that is not meant",
         ],
     ),
     (r#""cidr": "169.254.0.0/16", "except": ["169.254.169.254/32"]"#, &[]),
@@ -793,7 +799,7 @@ const DOCUMENTS: &[(&str, &[&str])] = &[
         &[],
     ),
     (
-        r#"{"allowedDestinations": [{"name": "a", "cidr": "0.0.0.0/0"}], "deniedDestinations": [{"name": "b", "cidr": "169.254.169.254/32"}]}"#,
+        r#"{"allowedDestinations": [{"name": "a", "cidr": "0.0.0.0/0"}], "deniedDestinations": [{"name": "b", "cidrs": ["169.254.169.254/32", "100.100.100.200/32", "168.63.129.16/32"]}]}"#,
         &[
             "warning: 0.0.0.0/0 allows every IPv4 address (allowedDestinations[0].cidr, line 1 column 48); entity world names those outside the cluster",
         ],

@@ -1,28 +1,19 @@
 //! What a document without errors says that its author may not have meant.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::collections::HashMap;
 
 use ipnet::IpNet;
 
 use super::{
-    cidrs::Set,
+    cidrs::{Place, Set},
     context::{Context, Fields, Slot},
     destination::Entry,
 };
 use crate::policy::{
-    addresses::{Addresses, Count},
+    addresses::{Addresses, Count, METADATA},
     governance::port_is_in,
     model::{DefaultAction, Effect, Peer, PortMatch, PortSpec, Ports, Protocol, Rule},
 };
-
-/// Where nodes of the clouds hand out credentials, on port 80.
-const METADATA: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-];
 
 /// Destinations with one prefix that are remembered, at most.
 const LOOKED_AT: usize = 8;
@@ -152,6 +143,7 @@ fn metadata(cx: &mut Context<'_>, entry: &Entry, denied: &Covers<'_>) {
     if !includes(&entry.rule.ports, &http) {
         return;
     }
+    let mut allowed: Vec<(&Place, Vec<String>)> = Vec::new();
     for address in METADATA {
         let net = IpNet::from(address);
         let spared = except.iter().any(|except| except.contains(&net));
@@ -159,10 +151,20 @@ fn metadata(cx: &mut Context<'_>, entry: &Entry, denied: &Covers<'_>) {
             continue;
         }
         if let Some(place) = entry.places.iter().find(|place| place.net.contains(&net)) {
-            let message = format!("{} allows the metadata address {address}", place.net);
-            cx.warning_at(place.at, place.path.clone(), message).hint =
-                Some("it hands out the node's credentials; except or deny it if that is not meant".into());
+            match allowed.iter_mut().find(|(known, _)| known.at == place.at) {
+                Some((_, addresses)) => addresses.push(address.to_string()),
+                None => allowed.push((place, vec![address.to_string()])),
+            }
         }
+    }
+    for (place, addresses) in allowed {
+        let (noun, verb, them) = match addresses.len() {
+            1 => ("address", "it hands", "it"),
+            _ => ("addresses", "they hand", "them"),
+        };
+        let message = format!("{} allows the metadata {noun} {}", place.net, addresses.join(", "));
+        cx.warning_at(place.at, place.path.clone(), message).hint =
+            Some(format!("{verb} out the node's credentials; except or deny {them} if that is not meant"));
     }
 }
 
