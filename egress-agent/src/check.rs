@@ -15,7 +15,7 @@ use crate::{
         document::{self, Reading},
         finding::{Finding, Severity},
         governance::{self, Kept, Profile},
-        model::{Peer, Policy, Rule, Unresolved},
+        model::{Effect, Peer, Policy, Rule, Unresolved},
     },
     rego::{self, Bundle, Violation},
 };
@@ -208,7 +208,9 @@ impl Judgement {
 fn unresolved(reading: &mut Reading<'_>) {
     let mut found = Vec::new();
     let rules = reading.policy.iter().flat_map(|policy| &policy.rules);
-    for (rule, destination) in rules.zip(&reading.destinations) {
+    // What is denied stands for more until then, and the document has been warned of it.
+    let allowed = |(rule, _): &(&Rule, _)| rule.effect == Effect::Allow;
+    for (rule, destination) in rules.zip(&reading.destinations).filter(allowed) {
         for peer in &rule.peers {
             let Peer::Unresolved(unresolved) = peer else { continue };
             let what = match unresolved {
