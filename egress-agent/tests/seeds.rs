@@ -8,7 +8,16 @@ use std::{
 
 use egress_agent::{
     check::{Rules, Subject},
-    policy::{cluster::NsName, governance::Profile},
+    policy::{
+        cluster::NsName,
+        governance::Profile,
+        ranges::{Builder, Custom},
+    },
+    ranges::{
+        accept::{self, Limits},
+        providers::provider,
+        publish::{self, Head, Sha256},
+    },
     webhook::review::{Governance, Review},
 };
 
@@ -78,4 +87,47 @@ fn admission_reviews() {
         assert!(began.elapsed() < LIMIT, "{name}");
     }
     assert_eq!((allowed, refused, none), (3, 5, 1), "as the names of the seeds say");
+}
+
+#[test]
+fn published_ranges() {
+    let (mut good, mut refused) = (0, 0);
+    for (name, bytes) in seeds("ranges") {
+        let began = Instant::now();
+        // A line of its own says what the rest is.
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .unwrap_or_else(|| panic!("{name} has no first line"));
+        let (kind, bytes) = (std::str::from_utf8(&bytes[..end]).expect("it is text"), &bytes[end + 1..]);
+        let error = match kind {
+            "chunk" => {
+                let mut builder = Builder::new();
+                publish::read(bytes, Sha256::of(bytes), &mut builder).err().map(|error| error.to_string())
+            }
+            "head" => Head::parse(bytes).err().map(|error| error.to_string()),
+            "custom" => {
+                let text = std::str::from_utf8(bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+                Custom::parse(&[("custom", text)]).err().map(|faults| faults[0].to_string())
+            }
+            provider_name => {
+                let provider = provider(provider_name).unwrap_or_else(|| panic!("{name}: no such provider"));
+                match provider.parse(&[bytes]) {
+                    Ok(table) => {
+                        accept::accept(None, &table, &Limits::default()).err().map(|error| error.to_string())
+                    }
+                    Err(error) => Some(error.to_string()),
+                }
+            }
+        };
+        assert!(began.elapsed() < LIMIT, "{name}");
+        match error {
+            None => good += 1,
+            Some(error) => {
+                assert!(!error.is_empty(), "{name}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((good, refused), (9, 4), "as the names of the seeds say");
 }

@@ -6,6 +6,7 @@ mod documents;
 pub mod exceptions;
 pub mod explain;
 pub mod fmt;
+pub mod ranges;
 pub mod schema;
 pub mod status;
 pub mod unload;
@@ -54,6 +55,8 @@ enum Command {
     Diff(diff::Arguments),
     /// Tell of the exceptions that policies make: who answers for each, why, until when
     Exceptions(exceptions::Arguments),
+    /// Say what providers publish: which addresses a service has, and what changes
+    Ranges(ranges::Arguments),
     /// Remove everything an agent left in the kernel; enforcement ends
     Unload(unload::Arguments),
 }
@@ -74,6 +77,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Fmt(arguments) => fmt::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Exceptions(arguments) => exceptions::run(&arguments),
+        Command::Ranges(arguments) => ranges::run(&arguments),
         Command::Unload(arguments) => unload::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -43,6 +43,12 @@ pub trait Provider: Send + Sync {
     fn parse(&self, documents: &[&[u8]]) -> Result<Table, ParseError>;
 }
 
+impl fmt::Debug for dyn Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// All providers, in order of their names.
 pub const PROVIDERS: [&dyn Provider; 8] = [
     &aws::Aws,
