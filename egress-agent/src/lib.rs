@@ -9,6 +9,7 @@ pub mod explain;
 pub mod heap;
 pub mod k8s;
 pub mod kernel;
+pub mod parity;
 pub mod policy;
 pub mod ranges;
 pub mod rego;

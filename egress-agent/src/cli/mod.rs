@@ -6,6 +6,8 @@ mod documents;
 pub mod exceptions;
 pub mod explain;
 pub mod fmt;
+pub mod generate;
+pub mod parity;
 pub mod ranges;
 pub mod schema;
 pub mod status;
@@ -53,6 +55,10 @@ enum Command {
     Fmt(fmt::Arguments),
     /// Say what a change of policies opens and closes
     Diff(diff::Arguments),
+    /// Write the policies in the words of other tools
+    Generate(Box<generate::Arguments>),
+    /// Say where generated NetworkPolicies differ from what the kernel enforces
+    Parity(Box<parity::Arguments>),
     /// Tell of the exceptions that policies make: who answers for each, why, until when
     Exceptions(exceptions::Arguments),
     /// Say what providers publish: which addresses a service has, and what changes
@@ -76,6 +82,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Fmt(arguments) => fmt::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Parity(arguments) => parity::run(&arguments),
         Command::Exceptions(arguments) => exceptions::run(&arguments),
         Command::Ranges(arguments) => ranges::run(&arguments),
         Command::Unload(arguments) => unload::run(&arguments),

@@ -27,7 +27,7 @@ use serde_path_to_error::Segment;
 
 use super::{convert, network_policy};
 use crate::policy::{
-    cluster::NsName,
+    cluster::{Labels, NsName},
     index::{Change, Index, Object, ObjectKey, ObjectKind},
 };
 
@@ -79,6 +79,9 @@ pub struct ManifestFile {
     pub unread: bool,
     /// As in [`Manifests::ignored`].
     pub ignored: BTreeMap<String, usize>,
+    /// The labels its Services select pods by. The kernel layer takes the addresses behind a Service from elsewhere, so they are no part
+    /// of the objects.
+    pub selectors: BTreeMap<NsName, Labels>,
 }
 
 /// Something wrong in a file.
@@ -597,7 +600,7 @@ impl<'a> Reader<'a> {
         match kind {
             ObjectKind::Namespace => self.simple(value, convert::namespace),
             ObjectKind::Pod => self.simple(value, convert::pod),
-            ObjectKind::Service => self.simple(value, convert::service),
+            ObjectKind::Service => self.service(value),
             ObjectKind::EndpointSlice => self.simple(value, convert::endpoint_slice),
             ObjectKind::Node => self.simple(value, convert::node),
             ObjectKind::ConfigMap => self.config_map(value),
@@ -614,6 +617,19 @@ impl<'a> Reader<'a> {
         match typed(value) {
             Ok(object) => self.converted(convert(object)),
             Err(error) => self.type_error(&name, &error),
+        }
+    }
+
+    fn service(&mut self, value: Value) {
+        let selector = value.pointer("/spec/selector").and_then(Value::as_object);
+        let label = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+        let selector: Labels = selector.into_iter().flatten().filter_map(label).collect();
+        let before = self.file.objects.len();
+        self.simple(value, convert::service);
+        if let Some((ObjectKey::Service(id), _)) = self.file.objects.get(before)
+            && !selector.is_empty()
+        {
+            self.file.selectors.entry(id.clone()).or_insert(selector);
         }
     }
 

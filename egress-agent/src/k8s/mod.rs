@@ -4,6 +4,7 @@
 //! files.
 pub mod client;
 pub mod convert;
+pub mod generated;
 pub mod manifests;
 pub mod network_policy;
 pub mod snapshot;

@@ -17,6 +17,7 @@ pub mod finding;
 pub mod flow;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
+pub mod generated;
 pub mod governance;
 pub mod index;
 pub mod model;
