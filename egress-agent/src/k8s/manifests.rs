@@ -37,6 +37,9 @@ pub const MAX_FILE_BYTES: u64 = 16 << 20;
 /// The deepest nesting that is read.
 const MAX_DEPTH: usize = 64;
 
+/// How many faults of one object are told each by itself. The line of each is looked for in the text.
+const MAX_FAULTS: usize = 100;
+
 /// How many directories and manifest files below one path are read.
 pub const MAX_DIRECTORIES: usize = 4096;
 /// See [`MAX_DIRECTORIES`].
@@ -696,11 +699,17 @@ impl<'a> Reader<'a> {
             return;
         }
         let mut first = None;
-        for fault in faults {
+        let mut told = 0;
+        for fault in faults.by_ref().take(MAX_FAULTS) {
+            told += 1;
             let field = fault.path.rsplit('.').next().expect("splitting yields at least one part");
             let line = self.field_line(field);
             self.error_at(line, format!("{name}: {}: {}", fault.path, fault.message), fault.hint.clone());
             first.get_or_insert(fault);
+        }
+        let more = faults.count();
+        if more > 0 {
+            self.error(format!("{name}: and {more} more fields beside these {told} are not known"), None);
         }
         if let Some(fault) = first {
             self.unreadable_policy(id, value, fault, unread);
