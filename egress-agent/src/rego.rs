@@ -30,7 +30,7 @@ use regorus::{
 use rustix::time::{ClockId, clock_gettime};
 
 use self::files::{Folder, Module};
-use crate::policy::finding::Severity;
+use crate::policy::{document::is_hidden, finding::Severity};
 
 pub use self::builtin::{DATA, MODULES};
 
@@ -365,7 +365,7 @@ impl Set {
 
 /// Returns a rule's text on one line, and not longer than [`LONGEST`].
 fn plain(text: &str) -> String {
-    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut chars = text.chars().map(|c| if is_hidden(c) { ' ' } else { c });
     let mut plain: String = chars.by_ref().take(LONGEST).collect();
     if chars.next().is_some() {
         plain.push('…');

@@ -22,6 +22,8 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
+use self::validate::report::one_line;
+
 /// Could not run.
 pub const COULD_NOT_RUN: u8 = 2;
 
@@ -89,7 +91,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Unload(arguments) => unload::run(&arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        complain(&error);
         ExitCode::from(COULD_NOT_RUN)
     })
 }
@@ -102,9 +104,9 @@ fn write(text: &str) -> io::Result<()> {
     }
 }
 
-/// Tells of an error that does not end the program at once.
+/// Tells of an error, on one line: it may have names of files in it, and others chose those.
 fn complain(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", one_line(&format!("{error:#}")));
 }
 
 /// Reads a time as seconds since the epoch.

@@ -20,7 +20,7 @@ mod warnings;
 use std::collections::HashMap;
 
 pub(crate) use self::{
-    context::{nearest, shown},
+    context::{is_hidden, nearest, shown},
     domains::parse as domain_pattern,
 };
 pub use self::format::canonical;

@@ -1,6 +1,7 @@
 //! Findings as people and programs want them.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     env,
     fmt::Write as _,
@@ -13,8 +14,11 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::report::{Report, one_line};
-use crate::{policy::governance, rego};
+use super::report::{Report, harmless, one_line};
+use crate::{
+    policy::{document::is_hidden, governance},
+    rego,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
@@ -72,7 +76,8 @@ impl Outcome {
 
     fn text(&self, coloured: bool) -> String {
         let renderer = if coloured { Renderer::styled() } else { Renderer::plain() };
-        let sources = self.lines();
+        let shown = self.shown();
+        let sources = lines(&shown);
         let mut text = String::new();
         for report in &self.reports {
             text += &self::text(report, &sources, &renderer);
@@ -81,19 +86,20 @@ impl Outcome {
         text
     }
 
-    /// Returns the lines of each file that something was found in.
-    fn lines(&self) -> HashMap<&str, Vec<&str>> {
-        let mut lines = HashMap::new();
+    /// Returns the text of each file that something was found in, as it may be shown.
+    fn shown(&self) -> HashMap<&str, Cow<'_, str>> {
+        let mut shown = HashMap::new();
         for report in self.reports.iter().filter(|report| report.line.is_some()) {
             if let Some(text) = self.sources.get(report.file.as_str()) {
-                lines.entry(report.file.as_str()).or_insert_with(|| text.lines().collect());
+                shown.entry(report.file.as_str()).or_insert_with(|| harmless(text));
             }
         }
-        lines
+        shown
     }
 
     fn sarif(&self) -> Value {
-        let sources = self.lines();
+        let shown = self.shown();
+        let sources = lines(&shown);
         let mut rules = Rules::default();
         let results: Vec<Value> =
             self.reports.iter().map(|report| sarif_result(report, &sources, &mut rules)).collect();
@@ -126,10 +132,10 @@ impl Outcome {
         }
         let failed = |reports: &[&Report]| reports.iter().any(|report| self.strict || report.is_error());
         let failures = of.iter().filter(|reports| failed(reports)).count();
+        let errors = files.iter().filter(|(_, reports)| failed(reports)).count();
         let counts = format!(
-            "tests=\"{}\" failures=\"{failures}\" errors=\"{}\" skipped=\"0\"",
-            of.len() + files.len(),
-            files.len()
+            "tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"0\"",
+            of.len() + files.len()
         );
         let mut xml = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"egress-agent validate\" {counts}>\n  \
@@ -141,10 +147,16 @@ impl Outcome {
             case(&mut xml, &checked.file, &checked.name, &line, kind, reports);
         }
         for (file, reports) in &files {
-            case(&mut xml, file, "manifest", "", "error", reports);
+            let kind = if failed(reports) { "error" } else { "" };
+            case(&mut xml, file, "manifest", "", kind, reports);
         }
         xml + "  </testsuite>\n</testsuites>\n"
     }
+}
+
+/// Cuts texts into lines.
+fn lines<'s>(texts: &'s HashMap<&'s str, Cow<'_, str>>) -> HashMap<&'s str, Vec<&'s str>> {
+    texts.iter().map(|(file, text)| (*file, text.lines().collect())).collect()
 }
 
 fn text(report: &Report, sources: &HashMap<&str, Vec<&str>>, renderer: &Renderer) -> String {
@@ -235,7 +247,8 @@ fn string_length(text: &str) -> usize {
 /// Writes a finding as a workflow command.
 fn github(report: &Report) -> String {
     let property = |text: &str| data(text).replace(':', "%3A").replace(',', "%2C");
-    let mut command = format!("::{} file={}", report.severity, property(&report.file));
+    let file = report.file.strip_prefix("./").unwrap_or(&report.file);
+    let mut command = format!("::{} file={}", report.severity, property(file));
     if let Some(line) = report.line {
         write!(command, ",line={line}").expect("a string takes everything");
         if let Some(column) = report.column {
@@ -256,9 +269,19 @@ fn github(report: &Report) -> String {
     format!("{command}::{}\n", data(&message))
 }
 
-/// Escapes what ends a command or begins an escape.
+/// Escapes what ends a command or begins an escape, and what would reach into the log.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    let mut data = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '%' => data.push_str("%25"),
+            '\r' => data.push_str("%0D"),
+            '\n' => data.push_str("%0A"),
+            c if is_hidden(c) => data.extend(c.escape_unicode()),
+            c => data.push(c),
+        }
+    }
+    data
 }
 
 fn case(xml: &mut String, file: &str, name: &str, line: &str, kind: &str, reports: &[&Report]) {
@@ -306,7 +329,7 @@ fn escaped(text: &str) -> String {
             '\n' => xml.push_str("&#10;"),
             '\t' => xml.push_str("&#9;"),
             '\r' => xml.push_str("&#13;"),
-            '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => xml.push('\u{fffd}'),
+            c if is_hidden(c) || matches!(c, '\u{fffe}' | '\u{ffff}') => xml.push('\u{fffd}'),
             c => xml.push(c),
         }
     }
@@ -451,7 +474,11 @@ fn sarif_result(report: &Report, sources: &HashMap<&str, Vec<&str>>, rules: &mut
 /// Returns a path as a reference to a file: relative to where the program runs, or with its scheme.
 fn uri(path: &str) -> String {
     let mut uri = String::from(if path.starts_with('/') { "file://" } else { "" });
-    let path = path.strip_prefix("./").unwrap_or(path);
+    // Two slashes at the front would make the first part of the path a host.
+    let path = match path.trim_start_matches('/') {
+        rest if rest.len() < path.len() => &path[path.len() - rest.len() - 1..],
+        _ => path.strip_prefix("./").unwrap_or(path),
+    };
     for byte in path.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {

@@ -9,6 +9,7 @@ use crate::{
     k8s::{convert::POLICY_KEY, manifests::ManifestError},
     policy::{
         cluster::NsName,
+        document::is_hidden,
         finding::{Finding, Severity},
     },
 };
@@ -136,19 +137,54 @@ impl fmt::Display for Report {
     }
 }
 
-/// Returns `text` without what would begin another line or reach into the terminal.
+/// Returns `text` without what would begin another line, reach into the terminal, or show something else than it is.
 pub(in crate::cli) fn one_line(text: &str) -> Cow<'_, str> {
-    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    if !text.contains(breaks) {
+    if !text.contains(is_hidden) {
         return Cow::Borrowed(text);
     }
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' | '\r' | '\t' => line.push(' '),
-            c if breaks(c) => line.extend(c.escape_unicode()),
+            c if is_hidden(c) => line.extend(c.escape_unicode()),
             c => line.push(c),
         }
     }
     Cow::Owned(line)
+}
+
+/// Returns the lines of a file with another character in the place of each that [`one_line`] would escape, so that columns stay.
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
+    let harms = |c: char| is_hidden(c) && !matches!(c, '\n' | '\t');
+    if !text.replace("\r\n", "\n").contains(harms) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace("\r\n", "\n").chars().map(|c| if harms(c) { '\u{fffd}' } else { c }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_hidden_gets_through() {
+        for c in [
+            '\u{1b}',
+            '\u{7f}',
+            '\u{9b}',
+            '\u{85}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{200f}',
+            '\u{e0041}',
+            '\u{61c}',
+        ] {
+            let text = format!("a{c}b\nc\r\nd");
+            let line = one_line(&text);
+            assert!(!line.contains(is_hidden), "{line:?}");
+            assert_eq!(harmless(&text), "a\u{fffd}b\nc\nd");
+        }
+        assert_eq!(harmless("a\tb\r\nc"), "a\tb\r\nc");
+        assert!(matches!(one_line("plain é"), Cow::Borrowed("plain é")));
+    }
 }

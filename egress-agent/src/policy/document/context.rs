@@ -352,16 +352,21 @@ pub(crate) fn shown(text: &str) -> String {
             break;
         }
         match c {
-            c if c.is_control() || is_format_control(c) => shown.extend(c.escape_unicode()),
+            c if is_hidden(c) => shown.extend(c.escape_unicode()),
             c => shown.push(c),
         }
     }
     shown
 }
 
+/// Tells whether a character begins another line, reaches into the terminal, is invisible, or reorders the text around it.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control() || is_format_control(c)
+}
+
 /// Tells whether a character is invisible or reorders the text around it.
 pub(super) fn is_format_control(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Returns the candidate that is so like `word` that it was probably meant.
