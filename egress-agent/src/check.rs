@@ -15,7 +15,7 @@ use crate::{
         document::{self, Reading},
         finding::{Finding, Severity},
         governance::{self, Kept, Profile},
-        model::{Effect, Peer, Policy, Rule, Unresolved},
+        model::{Effect, Mode, Peer, Policy, Rule, Unresolved},
     },
     rego::{self, Bundle, Violation},
 };
@@ -67,11 +67,19 @@ impl Rules {
     pub fn judge(&self, subject: &Subject<'_>, now: u64) -> Judgement {
         let mut reading = document::read(subject.id, subject.text);
         unresolved(&mut reading);
-        // Only what may refuse is compared with what was there.
-        let asked = subject.profile == Profile::Required || !self.bundles.is_empty();
+        // Only what may refuse is compared with what was there, and a policy that may have been enforced.
+        let audited = reading.policy.as_ref().is_some_and(|policy| policy.mode == Mode::Audit);
+        let asked = subject.profile == Profile::Required || !self.bundles.is_empty() || audited;
         let old = subject.old.filter(|_| asked);
         let old = old.map(|old| document::read(subject.id, old)).filter(|old| old.policy.is_some());
         let before = old.as_ref().and_then(|old| old.policy.as_ref());
+        if audited && before.is_some_and(|before| before.mode == Mode::Enforce) {
+            let message =
+                "mode is audit instead of enforce: what the policy denies passes, and is only reported";
+            let hint = "enforce it again as soon as what it denied is known".to_owned();
+            let at = reading.find("mode");
+            reading.add(at, finding(Severity::Warning, "mode".into(), message.into(), Some(hint)));
+        }
         governance::add(&self.governance, subject.profile, &mut reading, before, now);
         if reading.policy.is_some() {
             for bundle in &self.bundles {
@@ -122,7 +130,7 @@ impl Rules {
             .collect();
         let mut found = Vec::new();
         if let Some(policy) = &reading.policy {
-            let mut kept = Kept::new(policy, old.and_then(|old| old.policy.as_ref()));
+            let mut kept = Kept::new(policy, old.and_then(|old| old.policy.as_ref()), now);
             let mut whole = None;
             for violation in violations {
                 let Violation { id, msg, path, severity, remediation } = violation;

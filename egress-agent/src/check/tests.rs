@@ -247,6 +247,66 @@ fn a_default_of_allow_is_excused_for_the_same_pods() {
         "allowedDestinations": [{"name": "a", "cidr": "192.0.2.0/24", "ports": [443]}]}"#;
     assert!(!refused(old, with));
     assert!(refused(old, r#"{"defaultAction": "allow"}"#), "more pods are open");
+    let denying = |cidr: &str| {
+        format!(
+            r#"{{"defaultAction": "allow", "deniedDestinations": [{{"name": "d", "cidr": "{cidr}"}},
+                {{"name": "ended", "cidr": "192.0.2.9/32", "governance": {{"expiry": "2020-01-01"}}}}]}}"#
+        )
+    };
+    assert!(!refused(&denying("10.0.0.0/8"), &denying("10.0.0.0/8")));
+    assert!(!refused(&denying("10.0.0.0/8"), &denying("10.0.0.0/7")), "more is denied");
+    assert!(refused(&denying("10.0.0.0/8"), &denying("10.0.0.0/9")), "less is denied");
+    assert!(refused(&denying("10.0.0.0/8"), r#"{"defaultAction": "allow"}"#), "nothing is denied");
+}
+
+#[test]
+fn an_entry_is_not_excused_if_less_is_taken_out_of_it() {
+    let rules = Rules::parse(AS_CODE).expect("good rules");
+    let id = NsName::new("shop", "egress");
+    let document = |denied: &str| {
+        format!(
+            r#"{{"allowedDestinations": [{{"name": "a", "cidr": "0.0.0.0/0", "ports": [443]}}], "deniedDestinations": [{denied}]}}"#
+        )
+    };
+    let refused = |old: &str, new: &str| {
+        let (old, text) = (document(old), document(new));
+        rules.judge(&Subject { id: &id, text: &text, old: Some(&old), profile: Profile::Off }, NOW).refused()
+    };
+    let one = r#"{"name": "d", "cidr": "192.0.2.0/24"}"#;
+    assert!(!refused(one, one));
+    assert!(refused(one, ""));
+    assert!(refused(one, &one.replace("/24", "/25")));
+    assert!(!refused(one, &one.replace("/24", "/23")));
+    let six = r#"{"name": "d", "cidr": "2001:db8::/32"}"#;
+    assert!(!refused(six, ""), "it denies nothing of the entry");
+    let ended = r#"{"name": "d", "cidr": "192.0.2.0/24", "governance": {"expiry": "2020-01-01"}}"#;
+    assert!(!refused(ended, ""), "it denied nothing any more");
+}
+
+#[test]
+fn a_policy_that_is_enforced_no_more_is_warned_of() {
+    let id = NsName::new("shop", "egress");
+    let said = |old: Option<&str>, text: &str| -> Vec<String> {
+        let subject = Subject { id: &id, text, old, profile: Profile::Off };
+        let judgement = Rules::default().judge(&subject, NOW);
+        judgement
+            .findings
+            .iter()
+            .map(Finding::to_string)
+            .filter(|said| said.contains("instead of enforce"))
+            .collect()
+    };
+    let (enforce, audit) = (r#"{"defaultAction": "deny"}"#, r#"{"mode": "audit"}"#);
+    assert_eq!(said(Some(enforce), audit).len(), 1);
+    assert!(
+        said(Some(enforce), audit)[0].contains("(mode, line 1 column 10)"),
+        "{:?}",
+        said(Some(enforce), audit)
+    );
+    for (old, text) in [(None, audit), (Some(audit), audit), (Some(audit), enforce), (Some(enforce), enforce)]
+    {
+        assert!(said(old, text).is_empty(), "{old:?} to {text}");
+    }
 }
 
 #[test]

@@ -233,7 +233,7 @@ const DAY: u64 = 24 * 60 * 60;
 /// neither extended nor widened.
 pub fn add(config: &Config, profile: Profile, reading: &mut Reading<'_>, old: Option<&Policy>, now: u64) {
     let Some(policy) = &reading.policy else { return };
-    let mut kept = Kept::new(policy, old.filter(|_| profile == Profile::Required));
+    let mut kept = Kept::new(policy, old.filter(|_| profile == Profile::Required), now);
     let mut found = Found { profile, list: Vec::new(), inherited: HashMap::new() };
     for (rule, destination) in policy.rules.iter().zip(&reading.destinations) {
         let judged = Judged { config, rule, destination, now };

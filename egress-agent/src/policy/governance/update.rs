@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Field, value};
+use super::{Field, is_active, value};
 use crate::policy::{
     addresses::Addresses,
     model::{DefaultAction, Effect, Mode, Peer, Policy, PortMatch, PortSpec, Ports, Rule, Unresolved},
@@ -13,28 +13,71 @@ pub(crate) struct Kept<'p> {
     /// The policy before, if its entries were as open as they are now.
     policy: Option<&'p Policy>,
     old: HashMap<&'p str, &'p Rule>,
+    /// Destinations that were denied, and are so no more, or less than before.
+    lost: Vec<Lost<'p>>,
+    now: u64,
     /// The rule looked at last, by its name, and whether it is no wider.
     last: Option<(String, bool)>,
 }
 
+/// A denied destination that is gone.
+struct Lost<'p> {
+    rule: &'p Rule,
+    addresses: Addresses,
+}
+
+impl Lost<'_> {
+    /// Tells whether a rule may reach more without it.
+    fn matters(&self, rule: &Rule) -> bool {
+        let by_address = |rule: &Rule| rule.peers.iter().all(|peer| matches!(peer, Peer::Cidrs { .. }));
+        // Where the one or the other goes is not known here but by its addresses.
+        !(by_address(self.rule) && by_address(rule))
+            || rule
+                .peers
+                .iter()
+                .any(|peer| !Addresses::of_peer(peer).minus(&self.addresses).eq(&Addresses::of_peer(peer)))
+    }
+}
+
 impl<'p> Kept<'p> {
-    pub(crate) fn new(policy: &Policy, old: Option<&'p Policy>) -> Self {
+    pub(crate) fn new(policy: &Policy, old: Option<&'p Policy>, now: u64) -> Self {
         // A policy that comes to hold for other pods, or in earnest, opens all of its entries anew.
         let old = old.filter(|old| {
             (policy.selector == old.selector || old.selector.is_empty())
                 && (policy.mode == old.mode || old.mode == Mode::Enforce)
         });
-        let rules = old.map_or(&[][..], |old| &old.rules).iter().filter(|rule| rule.effect == Effect::Allow);
-        Self { policy: old, old: rules.map(|rule| (rule.name.as_str(), rule)).collect(), last: None }
+        let of = |effect| move |rule: &&Rule| rule.effect == effect;
+        let rules = || old.map_or(&[][..], |old| &old.rules).iter();
+        let denied: HashMap<&str, &Rule> =
+            policy.rules.iter().filter(of(Effect::Deny)).map(|rule| (rule.name.as_str(), rule)).collect();
+        // What had ended denied nothing any more.
+        let lost = rules()
+            .filter(of(Effect::Deny))
+            .filter(|rule| is_active(rule.expires, now))
+            .filter(|rule| !denied.get(rule.name.as_str()).is_some_and(|new| denies_as_much(new, rule)));
+        let lost = lost.map(|rule| {
+            let nothing = Addresses::default();
+            let addresses =
+                rule.peers.iter().map(Addresses::of_peer).fold(nothing, |all, peer| all.plus(&peer));
+            Lost { rule, addresses }
+        });
+        Self {
+            policy: old,
+            old: rules().filter(of(Effect::Allow)).map(|rule| (rule.name.as_str(), rule)).collect(),
+            lost: lost.collect(),
+            now,
+            last: None,
+        }
     }
 
-    /// Tells whether an entry of this name was there and reached as far, for as long.
+    /// Tells whether an entry of this name was there and reached as far, for as long, with no less denied beside it.
     pub(crate) fn is_no_wider(&mut self, rule: &Rule) -> bool {
         let Some(old) = self.old.get(rule.name.as_str()) else { return false };
         match &self.last {
             Some((name, known)) if *name == rule.name => *known,
             _ => {
-                let known = is_no_wider(rule, old);
+                let lost = || self.lost.iter().any(|lost| lost.matters(rule));
+                let known = is_no_wider(rule, old) && !(is_active(rule.expires, self.now) && lost());
                 self.last = Some((rule.name.clone(), known));
                 known
             }
@@ -47,7 +90,7 @@ impl<'p> Kept<'p> {
             policy.selector == old.selector
                 && policy.mode == old.mode
                 && (policy.default_action == DefaultAction::Deny
-                    || policy.default_action == old.default_action)
+                    || (policy.default_action == old.default_action && self.lost.is_empty()))
                 && (old.cluster_dns || !policy.cluster_dns)
         })
     }
@@ -58,12 +101,8 @@ impl<'p> Kept<'p> {
         if !self.is_no_laxer(policy) {
             return false;
         }
-        let of = |effect| move |rule: &&Rule| rule.effect == effect;
-        let denied: HashMap<&str, &Rule> =
-            policy.rules.iter().filter(of(Effect::Deny)).map(|rule| (rule.name.as_str(), rule)).collect();
-        let mut before = self.policy.iter().flat_map(|old| &old.rules).filter(of(Effect::Deny));
-        before.all(|old| denied.get(old.name.as_str()).is_some_and(|new| denies_as_much(new, old)))
-            && policy.rules.iter().filter(of(Effect::Allow)).all(|rule| self.is_no_wider(rule))
+        let allowed = |rule: &&Rule| rule.effect == Effect::Allow;
+        self.lost.is_empty() && policy.rules.iter().filter(allowed).all(|rule| self.is_no_wider(rule))
     }
 
     /// Tells whether, besides, it said the same in these fields.
@@ -78,7 +117,9 @@ fn until(rule: &Rule) -> u64 {
 }
 
 fn denies_as_much(new: &Rule, old: &Rule) -> bool {
-    new.peers == old.peers && until(new) >= until(old) && ports_are_in(&old.ports, &new.ports)
+    until(new) >= until(old)
+        && ports_are_in(&old.ports, &new.ports)
+        && old.peers.iter().all(|peer| new.peers.iter().any(|new| is_in(peer, new)))
 }
 
 fn is_no_wider(new: &Rule, old: &Rule) -> bool {
