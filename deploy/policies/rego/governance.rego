@@ -216,9 +216,19 @@ deny contains lib.finding("EGR-0016", exception.path, message) if {
 	some exception in exceptions
 	reason := exception.governance.reason
 	is_string(reason)
-	lower(trim_right(trim_space(reason), ".! ")) in data.egress.governance.refusedReasons
+	says_nothing(reason)
 	message := sprintf("the reason of %v says nothing: %s", [exception.name, reason])
 }
+
+# Marks around it do not make it a reason, and marks alone are none, nor is a single letter.
+says_nothing(reason) if lower(trim(reason, marks)) in data.egress.governance.refusedReasons
+
+says_nothing(reason) if {
+	trim_space(reason) != ""
+	count(trim(reason, marks)) < 2
+}
+
+marks := " \t\r\n.,;:!?()[]{}<>'\"`*_-–—…/\\|~+#=&%@^$"
 
 # METADATA
 # title: The auditRef does not look like one

@@ -63,7 +63,7 @@ test_whole_governance_passes if {
 test_governance_is_inherited_and_has_other_spellings if {
 	policy := {
 		"governance": {"owner": "team-a", "data-classification": "public", "expiresAt": "2027-01-01T00:00:00+02:00"},
-		"allowedDestinations": [{"name": "a", "cidr": "192.0.2.0/24", "ports": [443], "governance": {"reason": "x"}}],
+		"allowedDestinations": [{"name": "a", "cidr": "192.0.2.0/24", "ports": [443], "governance": {"reason": "card capture"}}],
 	}
 	found := data.egress.deny with input as policy with data.egress.now as now with data.egress.governance as lists
 	print(found)
@@ -198,6 +198,14 @@ test_reasons_that_say_nothing_are_denied if {
 	found := judged([governed({"reason": "temp"}), governed({"reason": " TEST..."})])
 	print(found)
 	paths(found, "EGR-0016") == {"allowedDestinations[0]", "allowedDestinations[1]"}
+}
+
+test_marks_do_not_make_a_reason if {
+	every reason in ["temp;", "(temp)", "- Temp -", ".", "x", "…"] {
+		found := judged([governed({"reason": reason})])
+		print(reason, found)
+		paths(found, "EGR-0016") == {"allowedDestinations[0]"}
+	}
 }
 
 test_reasons_pass if {

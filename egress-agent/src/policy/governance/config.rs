@@ -60,11 +60,15 @@ impl Config {
 
     /// Tells whether `reason` is one of those that say nothing.
     pub(super) fn refuses(&self, reason: &str) -> bool {
+        // Marks around it do not make it a reason, and marks alone are none, nor is a single letter.
         let plain = |text: &str| {
             let visible = text.replace(['\u{200c}', '\u{200d}'], "");
-            visible.trim().trim_end_matches(['.', '!', '…']).trim_end().to_lowercase()
+            visible.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
         };
         let reason = plain(reason);
+        if reason.chars().filter(|c| c.is_alphanumeric()).count() < 2 {
+            return true;
+        }
         self.refused_reasons.iter().any(|refused| plain(refused) == reason)
     }
 }
@@ -193,10 +197,25 @@ mod tests {
     #[test]
     fn reasons_that_say_nothing() {
         let config = Config::default();
-        for reason in ["temp", " Test ", "TBD...", "asap!", "temporary."] {
+        for reason in [
+            "temp",
+            " Test ",
+            "TBD...",
+            "asap!",
+            "temporary.",
+            "temp;",
+            "(temp)",
+            "- temp -",
+            ".",
+            "x",
+            "…",
+            "-x-",
+        ] {
             assert!(config.refuses(reason), "{reason}");
         }
-        for reason in ["test of the card terminal", "temperature sensors", "asap, see SEC-1"] {
+        for reason in
+            ["test of the card terminal", "temperature sensors", "asap, see SEC-1", "(temp) SEC-1", "QA"]
+        {
             assert!(!config.refuses(reason), "{reason}");
         }
     }
