@@ -1,5 +1,7 @@
 //! Label selectors and the names of Kubernetes.
 
+use std::collections::BTreeSet;
+
 use super::{
     context::{Context, Slot, shown},
     json::Value,
@@ -26,6 +28,9 @@ pub(super) fn read(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<LabelSelecto
     {
         selector.match_expressions = items.iter().filter_map(|item| requirement(cx, item)).collect();
     }
+    // Their order means nothing, so a selector that is written in another one is the same.
+    selector.match_labels.sort_unstable();
+    selector.match_expressions.sort_by(|one, other| one.key.cmp(&other.key));
     Some(selector)
 }
 
@@ -85,7 +90,7 @@ fn requirement(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Requirement> {
         Some(slot) => cx.list(slot),
     };
     let values =
-        items.as_ref().map(|items| items.iter().filter_map(|item| value(cx, item)).collect::<Vec<_>>());
+        items.as_ref().map(|items| items.iter().filter_map(|item| value(cx, item)).collect::<BTreeSet<_>>());
     let (key, word, items, values) = (key?, word?, items?, values?);
     let named = || OPERATORS[word as usize].0;
     let operator = match word {
@@ -103,8 +108,8 @@ fn requirement(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<Requirement> {
             cx.error(slot, format!("{} takes no values", named())).hint = Some("leave values out".into());
             return None;
         }
-        Word::In => Operator::In(values),
-        Word::NotIn => Operator::NotIn(values),
+        Word::In => Operator::In(Vec::from_iter(values)),
+        Word::NotIn => Operator::NotIn(Vec::from_iter(values)),
         Word::Exists => Operator::Exists,
         Word::DoesNotExist => Operator::DoesNotExist,
     };
