@@ -118,6 +118,65 @@ fn fmt_refuses_what_is_wrong() {
 }
 
 #[test]
+fn fmt_writes_into_the_policy_and_nothing_else() {
+    let body = |indent: usize| format!("{:indent$}{UNFORMED}\n", "");
+    let head = |name: &str, label: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n  labels: {{egress-controller: {label}}}\n"
+        )
+    };
+    let readme = format!(
+        "{}data:\n  README: |\n    policy.json: |\n{}  policy.json: |\n{}",
+        head("p", "managed"),
+        body(6),
+        body(4)
+    );
+    // Which of two blocks with the same text is the policy's cannot be told without reading on.
+    let list = format!(
+        "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {{name: p}}\n  data:\n    policy.json: |\n{0}- apiVersion: v1\n  kind: ConfigMap\n  metadata: {{name: p2, labels: {{egress-controller: managed}}}}\n  data:\n    policy.json: |\n{0}",
+        body(6)
+    );
+    let annotation = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: p\n  labels: {{egress-controller: managed}}\n  annotations:\n    policy.json: |\n{}data:\n  policy.json: '{UNFORMED}'\n",
+        body(6)
+    );
+    let folder = folder(&[("readme.yaml", &readme), ("list.yaml", &list), ("annotation.yaml", &annotation)]);
+    let at = folder.path();
+    let read = |name: &str| fs::read_to_string(at.join(name)).expect("it is there");
+    assert_eq!(run(at, &["fmt", "-w", "readme.yaml"], "").0, 0);
+    let (before, _) = readme.split_once("  policy.json: |\n    {").expect("the last one");
+    let after = read("readme.yaml");
+    assert!(after.starts_with(before) && after.len() > readme.len(), "{after}");
+    for (name, text) in [("list.yaml", &list), ("annotation.yaml", &annotation)] {
+        let (code, _, err) = run(at, &["fmt", "-w", name], "");
+        assert!(code == 0 && err.contains("stays as it is"), "{name}: {err}");
+        assert_eq!(&read(name), text, "{name}");
+        assert_eq!(run(at, &["fmt", "--check", name], "").0, 1, "{name}");
+    }
+}
+
+#[test]
+fn fmt_leaves_a_file_with_an_error_alone() {
+    let policy = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: p, labels: {{egress-controller: managed}}}}\ndata:\n  policy.json: |\n    {UNFORMED}\n"
+    );
+    let text = format!("{policy}---\na: b: c\n");
+    let folder = folder(&[("p.yaml", &text)]);
+    let (code, out, err) = run(folder.path(), &["fmt", "-w", "p.yaml"], "");
+    assert!(code == 1 && out.is_empty() && err.contains("p.yaml:"), "{err}");
+    assert_eq!(fs::read_to_string(folder.path().join("p.yaml")).expect("it is there"), text);
+}
+
+#[test]
+fn diff_says_what_it_leaves_out() {
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}, policyTypes: [Egress]}\n";
+    let folder = folder(&[("old/p.json", "{}"), ("new/p.json", "{}"), ("new/np.yaml", policy)]);
+    let (code, _, err) = run(folder.path(), &["diff", "old", "new"], "");
+    assert!(code == 0 && err.contains("NetworkPolicies are not compared: 0 before, 1 after"), "{err}");
+    assert_eq!(run(folder.path(), &["diff", "old", "old"], "").2, "");
+}
+
+#[test]
 fn fmt_leaves_what_would_grow_too_large() {
     let entity = |n: usize| format!(r#"{{"name":"d{n}","entity":"node"}}"#);
     let list: Vec<String> = (0..16_000).map(entity).collect();
@@ -148,9 +207,9 @@ fn diff_tells_what_opens_first() {
     let p = "p.json changed (new/p.json)\n  opens   a: 256 IPv4 addresses (10.1.1.0/24) on 443/TCP\n  closes  b: domain a.example on every protocol and port\n";
     let (code, out, err) = run(at, &["diff", "old", "new"], "");
     assert_eq!(code, 1, "{err}");
-    let rest = "\nshop/gone removed (old/a.yaml)\n  changes the policy is gone: it selects every pod, enforced, default allow\n\
-                \nshop/here added (new/b.yaml)\n  changes the policy is new: it selects every pod, enforced, default allow\n";
-    assert_eq!(out, format!("{p}{rest}"));
+    let here = "shop/here added (new/b.yaml)\n  opens   the cluster's DNS, by clusterDns\n  changes the policy is new: it selects every pod, enforced, default allow\n";
+    let gone = "shop/gone removed (old/a.yaml)\n  closes  the cluster's DNS, by clusterDns\n  changes the policy is gone: it selects every pod, enforced, default allow\n";
+    assert_eq!(out, format!("{here}\n{p}\n{gone}"));
     let (code, out, _) = run(at, &["diff", "old/p.json", "new/p.json", "-o", "json"], "");
     assert_eq!(code, 1);
     let list: Value = serde_json::from_str(&out).expect("JSON");

@@ -275,3 +275,156 @@ fn many_policies_come_in_their_order() {
         assert!(line.starts_with(&place) && line.contains(&format!("shop/p{number},")), "{place}\n{line}");
     }
 }
+
+const BIDI: char = '\u{202e}';
+
+/// Tells whether a text would reach into a terminal, or show something else than it is.
+fn reaches_out(text: &str) -> bool {
+    text.contains(|c: char| (c.is_control() && c != '\n') || ('\u{202a}'..='\u{202e}').contains(&c))
+}
+
+#[test]
+fn names_and_texts_do_not_reach_into_the_terminal() {
+    let folder = folder(&[]);
+    let at = folder.path();
+    fs::write(at.join(format!("{BIDI}\u{1b}[31m\u{9b}2J\n::error::x.json")), "{\"mode\": \"\u{9b}2J\"}")
+        .expect("written");
+    let name = r#"\u001b[31m\n::error ::forged\u202e"#;
+    let object = format!(
+        r#"{{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {{"name": "{name}", "namespace": "shop", "labels": {{"egress-controller": "managed"}}}}, "data": {{"policy.json": "{{\"mode\": 1}}"}}}}"#
+    );
+    fs::write(at.join("object.json"), object).expect("written");
+    for output in ["table", "text", "github", "junit"] {
+        let (code, out, err) = validate(at, &[".", "-o", output]);
+        assert_eq!(code, 1);
+        assert!(!reaches_out(&out) && !reaches_out(&err), "{output}: {out:?} {err:?}");
+        assert!(
+            !out.lines().any(|line| line.starts_with("::error ::") || line.starts_with("::error::x")),
+            "{out}"
+        );
+    }
+    for command in [&["fmt"][..], &["diff", "."], &["exceptions", "list"], &["fmt", "--check"]] {
+        let output = run(at, &[command, &["."]].concat(), b"");
+        let (_, out, err) = said(&output);
+        assert!(!reaches_out(&out) && !reaches_out(&err), "{command:?}: {out:?} {err:?}");
+    }
+    let absent = format!("absent\u{1b}[31m\n{BIDI}");
+    for command in ["validate", "fmt", "diff"] {
+        let output = run(at, &[command, &absent, &absent][..if command == "diff" { 3 } else { 2 }], b"");
+        let (code, _, err) = said(&output);
+        assert!(code == 2 && !reaches_out(&err), "{err:?}");
+        assert_eq!(err.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{err:?}");
+    }
+}
+
+#[test]
+fn a_pipe_is_read_once() {
+    let folder = folder(&[]);
+    let at = folder.path();
+    for (arguments, input, expected) in [
+        (&["validate", "/dev/stdin"][..], BAD, 1),
+        (&["validate", "/dev/stdin"], &config_map("p", GOOD), 0),
+        (&["fmt", "--check", "/dev/stdin"], GOOD, 1),
+        (&["fmt", "/dev/stdin"], GOOD, 0),
+    ] {
+        let (code, out, err) = said(&run(at, arguments, input.as_bytes()));
+        assert_eq!(code, expected, "{arguments:?}: {out} {err}");
+        assert_eq!(out.is_empty(), arguments[0] == "validate" && expected == 0, "{arguments:?}: {out} {err}");
+    }
+    let (code, _, err) = said(&run(at, &["fmt", "-w", "/dev/stdin"], GOOD.as_bytes()));
+    assert!(code == 2 && err.contains("is no file"), "{err}");
+}
+
+#[test]
+fn nothing_to_check_is_no_success() {
+    let folder = folder(&[
+        ("policy.json", ""),
+        ("null.json", "null\n"),
+        ("comment.yaml", "# nothing\n---\n"),
+        ("kind.yaml", "apiVersion: v1\nkind: configmap\nmetadata: {name: a}\n"),
+        ("label.yaml", &config_map("p", GOOD).replace("managed", "manged")),
+    ]);
+    let at = folder.path();
+    fs::create_dir(at.join("empty")).expect("a folder can be made");
+    fs::create_dir(at.join("upper")).expect("a folder can be made");
+    fs::write(at.join("upper/POLICY.YAML"), config_map("p", BAD)).expect("it can be written");
+    for named in ["policy.json", "null.json", "comment.yaml"] {
+        let (code, out, _) = validate(at, &[named, "--allow-none"]);
+        assert!(code == 1 && out.contains("it holds no object and no policy"), "{named}: {out}");
+        assert_eq!(said(&run(at, &["fmt", "--check", named], b"")).0, 1);
+        assert_eq!(said(&run(at, &["diff", named, named], b"")).0, 2);
+    }
+    assert_eq!(said(&run(at, &["validate", "-"], b"")).0, 1);
+    for none in ["empty", "upper", "kind.yaml", "label.yaml"] {
+        let (code, _, err) = validate(at, &[none]);
+        assert!(code == 2 && err.contains("there is no policy"), "{none}: {err}");
+        assert_eq!(validate(at, &[none, "--allow-none"]).0, 0);
+    }
+    let (_, out, err) = validate(at, &["label.yaml", "-o", "table"]);
+    assert!(
+        out.contains("warning: `policy.json` without the label") && out.contains("shop/p"),
+        "{out} {err}"
+    );
+    assert_eq!(validate(at, &["label.yaml", "--allow-none", "--fail-on-warn"]).0, 1);
+    let (_, junit, _) = validate(at, &["label.yaml", "-o", "junit"]);
+    assert!(junit.contains("errors=\"0\""), "a warning is no error: {junit}");
+}
+
+#[test]
+fn of_two_of_a_name_nobody_knows_which_counts() {
+    let folder = folder(&[
+        ("a.yaml", &config_map("p", GOOD)),
+        ("b.yaml", &config_map("p", &GOOD.replace("10.0", "11.0"))),
+    ]);
+    let at = folder.path();
+    let (code, out, _) = validate(at, &["."]);
+    assert_eq!(code, 1);
+    assert!(out.contains("./b.yaml:8: error: ConfigMap shop/p stands in ./a.yaml line 8 already"), "{out}");
+    let (code, _, err) = said(&run(at, &["diff", "a.yaml", "."], b""));
+    assert!(code == 2 && err.contains("already"), "{err}");
+    let (code, out, err) = said(&run(at, &["exceptions", "list", "."], b""));
+    assert!(code == 1 && err.contains("already") && out.lines().count() == 3, "{out} {err}");
+    // The one without the label would take the other's place.
+    let unlabelled = config_map("p", GOOD).replace("egress-controller", "other");
+    fs::write(at.join("b.yaml"), unlabelled).expect("it can be written");
+    let (code, out, _) = validate(at, &["."]);
+    assert!(code == 1 && out.contains("already"), "{out}");
+}
+
+#[test]
+fn findings_stand_at_the_policys_own_lines() {
+    let body: String = BAD.lines().map(|line| format!("      {line}\n")).collect();
+    let decoy = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: p\n  namespace: shop\n  labels: {{egress-controller: managed}}\ndata:\n  README: |\n    policy.json: |\n{body}  policy.json: |\n{body}"
+    );
+    let folder = folder(&[("decoy.yaml", &decoy)]);
+    let (_, out, _) = validate(folder.path(), &["decoy.yaml"]);
+    assert!(out.starts_with("decoy.yaml:17:33: error: Invalid CIDR"), "{out}");
+}
+
+#[test]
+fn what_cannot_be_read_stands_in_every_format() {
+    let folder = folder(&[("good.yaml", &config_map("p", GOOD))]);
+    for (output, told) in [
+        ("junit", "errors=\"1\""),
+        ("sarif", "cannot read manifests"),
+        ("json", "cannot read manifests"),
+        ("github", "::error file=absent.yaml"),
+    ] {
+        let (code, out, _) = validate(folder.path(), &["absent.yaml", "good.yaml", "-o", output]);
+        assert!(code == 2 && out.contains(told), "{output}: {out}");
+    }
+}
+
+#[test]
+fn a_policy_with_too_many_unknown_fields_is_told_of_in_time() {
+    let fields: String = (0..40_000).map(|n| format!("    field{n}: 1\n")).collect();
+    let text = format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: a}}\nspec:\n  podSelector: {{}}\n  egress:\n  - ports: []\n{fields}"
+    );
+    let folder = folder(&[("np.yaml", &text)]);
+    let began = std::time::Instant::now();
+    let (code, out, _) = validate(folder.path(), &["np.yaml"]);
+    assert!(code == 1 && out.contains("more fields beside these 100"), "{}", out.get(..1000).unwrap_or(&out));
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+}

@@ -32,7 +32,7 @@ const DIFFERENT: u8 = 1;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Policies are the same by namespace and name of their ConfigMap; documents without one by their path below OLD and NEW, or because \
-    OLD and NEW are files with one document each. Each policy is looked at by itself. What was valid until now is judged as of now: an exception \
+    OLD and NEW are files with one document each. Each policy is looked at by itself; NetworkPolicies are not compared. What was valid until now is judged as of now: an exception \
     that has ended opens nothing.\n\n\
     Exit codes: 0 nothing differs, 1 something differs, 2 could not run, for example because a policy has errors."
 )]
@@ -158,6 +158,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Output::Json => serde_json::to_string_pretty(&list)? + "\n",
     };
     super::write(&text).context("writing the differences")?;
+    if old.network_policies + new.network_policies > 0 {
+        eprintln!(
+            "note: NetworkPolicies are not compared: {} before, {} after",
+            old.network_policies, new.network_policies
+        );
+    }
     Ok(if list.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })
 }
 
@@ -181,6 +187,8 @@ struct Policies {
     list: BTreeMap<Key, (String, Policy)>,
     /// Whether the path is one file.
     single: bool,
+    /// How many NetworkPolicies stand beside them, which are not compared.
+    network_policies: usize,
 }
 
 impl Policies {
@@ -191,13 +199,14 @@ impl Policies {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let mut documents = Documents::default();
         documents.add(path)?;
-        let mut wrong: Vec<String> =
-            documents.errors.iter().map(|error| Report::of_file(error).to_string()).collect();
+        let errors = documents.errors.iter().chain(&documents.twice);
+        let mut wrong: Vec<String> = errors.map(|error| Report::of_file(error).to_string()).collect();
         let mut list = BTreeMap::new();
         for document in documents.list {
             let file = document.place.file.to_string();
             let Some(text) = &document.text else {
-                wrong.push(format!("{file}: error: {} has no text under policy.json", document.id));
+                let line = format!("{file}: error: {} has no text under policy.json", document.id);
+                wrong.push(one_line(&line).into_owned());
                 continue;
             };
             let parsed = document::parse(&document.id, text);
@@ -216,14 +225,15 @@ impl Policies {
                 (true, None) if file == STANDARD_INPUT => Key::Path(file.clone()),
                 (true, None) => Key::Path(document.id.name.clone() + ".json"),
             };
-            // Of two of a name the first counts, as for the agent.
-            list.entry(key).or_insert((file, policy));
+            if let Some((first, _)) = list.insert(key.clone(), (file.clone(), policy)) {
+                wrong.push(one_line(&format!("{file}: error: {key} stands in {first} already")).into_owned());
+            }
         }
         if !wrong.is_empty() {
             wrong.iter().for_each(|line| eprintln!("{line}"));
             bail!("{} cannot be compared because of these errors", path.display());
         }
-        Ok(Self { list, single: !path.is_dir() })
+        Ok(Self { list, single: !path.is_dir(), network_policies: documents.network_policies })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `egress-agent exceptions`: who may go where beyond the default, why, and until when.
 
-use std::{cmp::Ordering, collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duration};
+use std::{cmp::Ordering, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
@@ -20,7 +20,7 @@ use crate::{
     kernel::clock,
     policy::{
         cluster::NsName,
-        document,
+        document::{self, is_hidden},
         governance::{is_active, when},
         index::Object,
         model::{Effect, Governance, Policy},
@@ -194,16 +194,14 @@ impl List {
         for path in &self.paths {
             documents.add(path)?;
         }
-        let mut found = Found { policies: Vec::new(), complete: documents.errors.is_empty() };
-        for error in &documents.errors {
+        let errors = || documents.errors.iter().chain(&documents.twice);
+        let mut found = Found { policies: Vec::new(), complete: errors().next().is_none() };
+        for error in errors() {
             eprintln!("{}", Report::of_file(error));
         }
-        let mut seen = BTreeSet::new();
-        for document in documents.list {
-            // Of an object that stands twice the first counts, as for the agent.
-            if document.place.bare || seen.insert(document.id.clone()) {
-                found.add(&document.id, document.text.as_deref(), Some(&document.place.file));
-            }
+        // Of objects of the same name all are listed: nobody knows which of them the cluster would have.
+        for document in &documents.list {
+            found.add(&document.id, document.text.as_deref(), Some(&document.place.file));
         }
         Ok(found)
     }
@@ -261,8 +259,10 @@ struct Found {
 impl Found {
     fn add(&mut self, id: &NsName, text: Option<&str>, file: Option<&str>) {
         let at = file.map_or_else(String::new, |file| format!("{}: ", one_line(file)));
+        let name = id.to_string();
+        let name = one_line(&name);
         let Some(text) = text else {
-            eprintln!("{at}error: {id} has no text under policy.json");
+            eprintln!("{at}error: {name} has no text under policy.json");
             self.complete = false;
             return;
         };
@@ -271,7 +271,7 @@ impl Found {
             Some(policy) => self.policies.push((policy, file.map(str::to_owned))),
             None => {
                 for finding in parsed.findings.iter().filter(|finding| finding.is_error()) {
-                    eprintln!("{at}error: {id}: {}", one_line(&finding.to_string()));
+                    eprintln!("{at}error: {name}: {}", one_line(&finding.to_string()));
                 }
                 self.complete = false;
             }
@@ -382,7 +382,11 @@ fn csv(rows: &[Exception]) -> String {
     };
     let mut text = HEAD.join(",") + "\r\n";
     for row in rows {
-        let fields = fields(row).map(|field| field.map_or_else(String::new, |field| quoted(&field)));
+        let field = |text: String| match text.contains(|c: char| is_hidden(c) && c != '\n') {
+            true => quoted(&one_line(&text)),
+            false => quoted(&text),
+        };
+        let fields = fields(row).map(|text| text.map_or_else(String::new, field));
         text += &(fields.join(",") + "\r\n");
     }
     text

@@ -1,6 +1,7 @@
 //! `egress-agent fmt`: policies in their canonical form.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs::{self, File},
     io::{self, Write as _},
@@ -10,17 +11,21 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use serde_json::Value;
 
 use super::{
     COULD_NOT_RUN,
-    documents::{Blocks, Document, Documents, STANDARD_INPUT},
-    validate::report::Report,
+    documents::{self, Document, Documents, STANDARD_INPUT},
+    validate::report::{Report, one_line},
 };
-use crate::policy::{
-    cluster::NsName,
-    document::{self, canonical},
-    finding::Finding,
-    model::Policy,
+use crate::{
+    k8s::convert::{MANAGED, POLICY_KEY},
+    policy::{
+        cluster::NsName,
+        document::{self, canonical},
+        finding::Finding,
+        model::Policy,
+    },
 };
 
 /// The exit code when a file is not in its form, or holds a policy that is none.
@@ -32,7 +37,8 @@ const FINDINGS: u8 = 1;
     after_help = "Fields are put in the order of the documentation under their main names, each on a line of its own; lists of plain values \
     stay on one line while they fit. Nothing changes in meaning: lists keep their order, and texts and numbers their value. Of a manifest only \
     the lines under `policy.json: |` are written anew, everything else stays byte for byte.\n\n\
-    Exit codes: 0 done, 1 a file is not in its form (--check) or holds a policy with errors, 2 could not run."
+    A file with an error in it is left as it is, and so is a policy that is no block of its own, with a word on standard error.\n\n\
+    Exit codes: 0 done, 1 a file is not in its form, or cannot be brought into it (--check), or has an error in it, 2 could not run."
 )]
 pub struct Arguments {
     /// Manifests, policy.json documents, and directories of them; - for standard input
@@ -75,6 +81,8 @@ fn all(arguments: &Arguments, documents: Documents) -> anyhow::Result<u8> {
         eprintln!("{}", Report::of_file(error));
         code = FINDINGS;
     }
+    // What stands in a file beside an error may not be all that was meant.
+    let broken: BTreeSet<String> = errors.iter().map(|error| error.path.display().to_string()).collect();
     let mut files: Vec<_> = sources.iter().collect();
     files.sort_by_key(|(file, _)| order.get(&***file));
     let mut rest = list.as_slice();
@@ -82,9 +90,15 @@ fn all(arguments: &Arguments, documents: Documents) -> anyhow::Result<u8> {
         let count = rest.iter().take_while(|document| document.place.file == *file).count();
         let (own, others) = rest.split_at(count);
         rest = others;
-        let formed = match form(text, own) {
+        if broken.contains(&**file) {
+            continue;
+        }
+        let formed = match form(file, text, own) {
             Ok(Formed { text, notes }) => {
-                notes.iter().for_each(|note| eprintln!("{note}"));
+                notes.iter().for_each(|note| eprintln!("{}", one_line(note)));
+                if arguments.check && !notes.is_empty() {
+                    code = code.max(FINDINGS);
+                }
                 text
             }
             Err(reports) => {
@@ -96,7 +110,7 @@ fn all(arguments: &Arguments, documents: Documents) -> anyhow::Result<u8> {
         let changed = formed != **text;
         if arguments.check {
             if changed {
-                super::write(&format!("{file}\n")).context("writing the names of files")?;
+                super::write(&format!("{}\n", one_line(file))).context("writing the names of files")?;
                 code = code.max(FINDINGS);
             }
         } else if arguments.write && &**file != STANDARD_INPUT {
@@ -118,14 +132,22 @@ struct Formed {
 }
 
 /// Returns a file in its form, or what is wrong with the policies in it.
-fn form(text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
+fn form(file: &str, text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
     let mut wrong = Vec::new();
     let mut notes = Vec::new();
     let mut changes: Vec<(std::ops::Range<usize>, String)> = Vec::new();
-    let mut blocks = Blocks::new(text);
+    let policies: Vec<(String, String)> = documents
+        .iter()
+        .filter_map(|document| Some((document.id.name.clone(), document.text.clone()?)))
+        .collect();
+    let mut blocks = documents::place(text, &policies).into_iter();
+    // The policies as they are to be, in the order of the text.
+    let mut wanted = Vec::with_capacity(policies.len());
     for Document { id, text: policy, place } in documents {
         // What has no text is for `validate` to find.
         let Some(policy) = policy else { continue };
+        let block = blocks.next().flatten();
+        wanted.push(policy.clone());
         let parsed = document::parse(id, policy);
         let Some(meaning) = parsed.policy else {
             let errors = parsed.findings.into_iter().filter(Finding::is_error);
@@ -145,11 +167,11 @@ fn form(text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
             changes.push((0..text.len(), formed));
             continue;
         }
-        let Some(block) = blocks.take(policy, &id.name) else {
+        let Some(block) = block else {
             if formed.trim_end() != policy.trim_end() {
                 let line = place.line.map_or_else(String::new, |line| format!(":{line}"));
                 notes.push(format!(
-                    "{}{line}: warning: {id} stays as it is: its policy.json is no block; write `policy.json: |` and the document below it",
+                    "{}{line}: warning: {id} stays as it is: its policy.json is no block of its own; write `policy.json: |` and the document below it",
                     place.file
                 ));
             }
@@ -164,6 +186,9 @@ fn form(text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
                 .expect("a string takes everything");
         }
         changes.push((block.span.clone(), lines));
+        if let Some(wanted) = wanted.last_mut() {
+            *wanted = formed;
+        }
     }
     if !wrong.is_empty() {
         return Err(wrong);
@@ -177,7 +202,40 @@ fn form(text: &str, documents: &[Document]) -> Result<Formed, Vec<Report>> {
         at = span.end;
     }
     formed.push_str(&text[at..]);
+    let bare = documents.iter().any(|document| document.place.bare);
+    if !bare && formed != text && !says(file, text, &formed, &wanted) {
+        notes
+            .push(format!("{file}: warning: it stays as it is: which lines are the policy's is not certain"));
+        text.clone_into(&mut formed);
+    }
     Ok(Formed { text: formed, notes })
+}
+
+/// Tells whether a file says the same after as before, but for its policies, which are the `wanted` ones.
+fn says(file: &str, before: &str, after: &str, wanted: &[String]) -> bool {
+    let (mut before, mut after) = (documents::values(file, before), documents::values(file, after));
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    before.iter_mut().for_each(|value| take(value, &mut old));
+    after.iter_mut().for_each(|value| take(value, &mut new));
+    let same = |(wanted, new): (&String, &String)| wanted.trim_end() == new.trim_end();
+    before == after
+        && old.len() == new.len()
+        && new.len() == wanted.len()
+        && wanted.iter().zip(&new).all(same)
+}
+
+/// Takes the policies out of the managed ConfigMaps of a document, in the order of the text.
+fn take(value: &mut Value, policies: &mut Vec<String>) {
+    if let Some(items) = value.get_mut("items").and_then(Value::as_array_mut) {
+        items.iter_mut().for_each(|item| take(item, policies));
+        return;
+    }
+    let managed = value["metadata"]["labels"][MANAGED.0] == MANAGED.1;
+    if managed
+        && let Some(Value::String(policy)) = value.get_mut("data").and_then(|data| data.get_mut(POLICY_KEY))
+    {
+        policies.push(std::mem::take(policy));
+    }
 }
 
 /// Tells whether a document means the same in its form. It may be none any more, if it has grown beyond what a ConfigMap holds.
@@ -188,12 +246,16 @@ fn means_the_same(id: &NsName, before: &Policy, after: &str) -> bool {
 /// Writes a file at once: whoever reads it sees the old text or the new one.
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     let writing = || format!("writing {}", path.display());
+    let metadata = fs::metadata(path).with_context(writing)?;
+    if !metadata.is_file() {
+        bail!("{} is no file", path.display());
+    }
     // The file that a link leads to is written, and the link stays.
     let path = fs::canonicalize(path).with_context(writing)?;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         bail!("{} is no file", path.display());
     };
-    let permissions = fs::metadata(&path).with_context(writing)?.permissions();
+    let permissions = metadata.permissions();
     let mut temporary = name.to_os_string();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = folder.join(temporary);

@@ -6,7 +6,7 @@ pub(super) mod report;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     check::{Rules, Subject},
-    k8s::convert::POLICY_KEY,
+    k8s::{
+        convert::{MANAGED, POLICY_KEY},
+        manifests::ManifestError,
+    },
     kernel::clock,
     policy::{
         cluster::{Cluster, NsName, Settings},
@@ -47,7 +50,7 @@ const OUTPUT: &str = "Output";
 /// What to check.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 nothing found that fails, 1 errors (with --fail-on-warn also warnings), 2 could not run.\n\
+    after_help = "Exit codes: 0 nothing found that fails, 1 errors (with --fail-on-warn also warnings), 2 could not run, or found no policy.\n\
     Findings go to standard output, what they add up to goes to standard error. NO_COLOR is obeyed.\n\n\
     Examples:\n  \
     egress-agent validate policies/\n  \
@@ -88,6 +91,10 @@ pub struct Arguments {
     /// Fail on warnings too
     #[arg(long, help_heading = OUTPUT)]
     fail_on_warn: bool,
+
+    /// Be content with no policy at all
+    #[arg(long, help_heading = OUTPUT, conflicts_with = "test")]
+    allow_none: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -112,18 +119,21 @@ impl From<ProfileArgument> for Profile {
 
 impl Arguments {
     fn rules(&self) -> anyhow::Result<Rules> {
-        let mut rules = match &self.rules {
-            Some(path) => Rules::from_file(path)?,
-            None => Rules::default(),
-        };
-        for folder in &self.policies {
-            rules.add_bundle(folder)?;
-        }
+        let mut rules = read_rules(self.rules.as_deref(), &self.policies)?;
         if let Some(profile) = self.profile {
             rules.governance.profile = profile.into();
         }
         Ok(rules)
     }
+}
+
+/// Reads the rules of a file, and policy as code in folders, which is asked besides.
+pub(super) fn read_rules(file: Option<&Path>, folders: &[PathBuf]) -> anyhow::Result<Rules> {
+    let mut rules = file.map_or_else(|| Ok(Rules::default()), Rules::from_file)?;
+    for folder in folders {
+        rules.add_bundle(folder)?;
+    }
+    Ok(rules)
 }
 
 /// Checks.
@@ -145,6 +155,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         if let Err(error) = documents.add(path) {
             super::complain(&error);
             unreadable = true;
+            // What is told in a file must not look as if all were well.
+            documents.errors.push(ManifestError {
+                path: path.clone(),
+                document: None,
+                line: None,
+                message: format!("{error:#}"),
+                hint: None,
+            });
         }
     }
     let policies = documents.list.len() + documents.network_policies;
@@ -164,7 +182,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     {
         return Err(error).context("writing what was found");
     }
-    Ok(if unreadable {
+    let none = policies == 0 && errors == 0 && !arguments.allow_none;
+    if none {
+        super::complain(&anyhow::anyhow!(
+            "there is no policy among what was read; --allow-none has that pass"
+        ));
+    }
+    Ok(if unreadable || none {
         ExitCode::from(COULD_NOT_RUN)
     } else if errors > 0 || (arguments.fail_on_warn && warnings > 0) {
         ExitCode::from(FINDINGS)
@@ -175,9 +199,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// Judges everything that was read.
 fn check(documents: Documents, rules: &Rules, now: u64, strict: bool) -> Outcome {
-    let Documents { list, objects, errors, annotations, sources, order, network_policies: _ } = documents;
+    let Documents { list, objects, errors, twice, unlabelled, annotations, sources, order, .. } = documents;
     let judged = judge_all(&list, rules, &annotations, now);
-    let mut reports: Vec<Report> = errors.iter().map(Report::of_file).collect();
+    let mut reports: Vec<Report> = errors.iter().chain(&twice).map(Report::of_file).collect();
+    reports.extend(
+        unlabelled.into_iter().map(|(id, place)| Report::new(&id, unlabelled_policy(), &place, None)),
+    );
     let mut good = BTreeMap::new();
     for (number, (document, (findings, holds))) in list.iter().zip(judged).enumerate() {
         let place = &document.place;
@@ -200,6 +227,19 @@ fn check(documents: Documents, rules: &Rules, now: u64, strict: bool) -> Outcome
         line: place.line,
     });
     Outcome { checked: checked.collect(), reports, sources, strict }
+}
+
+/// What is said of a ConfigMap that looks like a policy and is none.
+fn unlabelled_policy() -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        path: String::new(),
+        line: 0,
+        column: 0,
+        message: format!("`{POLICY_KEY}` without the label `{}: {}`: nobody reads it", MANAGED.0, MANAGED.1),
+        hint: Some("add the label if it is to be enforced".into()),
+        rule: None,
+    }
 }
 
 /// Judges documents on all processors, and returns of each, in their order, what was found and whether it is a policy.

@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
 
+use super::validate::read_rules;
 use crate::{
-    check::Rules,
     heap,
     k8s::client::Access,
     telemetry::log,
@@ -36,6 +36,10 @@ pub struct Arguments {
     /// Judge by the rules in this file too: governance, policy as code, what is known of the cluster
     #[arg(long, value_name = "FILE", env = "EGRESS_RULES", help_heading = CLUSTER)]
     rules: Option<PathBuf>,
+
+    /// Ask the policy as code in this folder too, and the shipped one; may be given several times
+    #[arg(long, value_name = "DIR", env = "EGRESS_WEBHOOK_POLICIES", value_delimiter = ',', help_heading = CLUSTER)]
+    policies: Vec<PathBuf>,
 
     /// The namespace of the webhook's Service and Secret
     #[arg(long, value_name = "NAME", env = "EGRESS_NAMESPACE", default_value = "egress-webhook", help_heading = CLUSTER)]
@@ -161,10 +165,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     })?;
     let config = Config {
         access: Access { kubeconfig: arguments.kubeconfig.clone(), context: arguments.context.clone() },
-        rules: match &arguments.rules {
-            Some(path) => Rules::from_file(path)?,
-            None => Rules::default(),
-        },
+        rules: read_rules(arguments.rules.as_deref(), &arguments.policies)?,
         listen: arguments.listen,
         telemetry: arguments.telemetry,
         certificates: arguments.certificates()?,
