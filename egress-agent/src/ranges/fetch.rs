@@ -524,7 +524,7 @@ async fn tunnelled(mut stream: TcpStream, target: &str, user: Option<&str>) -> R
     /// Bytes of its answer.
     const LONGEST: usize = 8 * 1024;
     let to_error = |source| FetchError::Connect { host: format!("the proxy for {target}"), source };
-    let refused = |answer: &str| FetchError::Proxy { host: target.to_owned(), answer: shown(answer).into() };
+    let refused = |answer: &str| FetchError::Proxy { host: target.to_owned(), answer: shown(answer) };
     let user = user.map_or_else(String::new, |user| format!("Proxy-Authorization: {user}\r\n"));
     let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{user}\r\n");
     stream.write_all(request.as_bytes()).await.map_err(to_error)?;

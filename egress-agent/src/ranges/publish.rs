@@ -344,7 +344,6 @@ fn hash(service: &str, rest: &impl fmt::Display) -> u32 {
 
 fn put(bytes: &mut Vec<u8>, mut number: u128) {
     loop {
-        #[expect(clippy::cast_possible_truncation, reason = "seven bits")]
         let low = (number & 0x7f) as u8;
         number >>= 7;
         if number == 0 {

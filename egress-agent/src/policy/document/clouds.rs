@@ -72,11 +72,12 @@ const AWS_UNPUBLISHED: [&str; 33] = [
     "sts",
 ];
 
-/// Providers that publish their ranges.
-const PROVIDERS: [(&str, &str); 8] = [
+/// Providers that publish their ranges, and the name for services that a platform team defines.
+const PROVIDERS: [(&str, &str); 9] = [
     ("aws", "aws"),
     ("azure", "azure"),
     ("cloudflare", "cloudflare"),
+    ("custom", "custom"),
     ("digitalocean", "digitalocean"),
     ("fastly", "fastly"),
     ("github", "github"),
@@ -172,20 +173,29 @@ fn aws_region(cx: &mut Context<'_>, slot: &Slot<'_>) -> Option<String> {
     None
 }
 
-/// Tells whether `text` has the shape of a region's name, such as `us-gov-west-1`.
+/// Tells whether `text` has the shape of the name of a region, such as `us-gov-west-1`, or of a network border group in one, such as
+/// `us-east-1-wl1-bos-wlz-1`.
 fn is_aws_region(text: &str) -> bool {
     if text == "GLOBAL" {
         return true;
     }
     let parts: Vec<&str> = text.split('-').collect();
-    let [first, middle @ .., last] = parts.as_slice() else { return false };
-    let letters = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
-    let partition = letters(first) && (2..=4).contains(&first.len());
-    partition
-        && !middle.is_empty()
-        && middle.iter().all(|part| letters(part))
-        && (1..=2).contains(&last.len())
-        && last.bytes().all(|b| b.is_ascii_digit())
+    let number = |part: &&str| (1..=2).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+    let Some(end) = parts.iter().position(number) else { return false };
+    let (region, group) = (&parts[..end], &parts[end + 1..]);
+    let letters = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
+    let [partition, place @ ..] = region else { return false };
+    let word = |part: &&str| {
+        (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    letters(partition)
+        && (2..=4).contains(&partition.len())
+        && !place.is_empty()
+        && place.iter().all(letters)
+        // A group has a place and a number at least.
+        && group.len() != 1
+        && group.len() <= 6
+        && group.iter().all(word)
 }
 
 /// Reads a name whose grammar only its provider knows.
@@ -226,7 +236,7 @@ mod tests {
             rows.iter().copied().flatten().map(|row| row[name].as_str().expect("every row has it")).collect()
         };
         assert_eq!(column("service").into_iter().collect::<Vec<_>>(), AWS_SERVICES);
-        for region in column("region") {
+        for region in column("region").union(&column("network_border_group")) {
             assert!(is_aws_region(region), "{region} has the shape of a region");
         }
         for service in AWS_UNPUBLISHED {
@@ -236,7 +246,16 @@ mod tests {
 
     #[test]
     fn shapes_of_regions() {
-        for region in ["us-east-1", "us-gov-west-1", "eusc-de-east-1", "cn-northwest-1", "GLOBAL"] {
+        for region in [
+            "us-east-1",
+            "us-gov-west-1",
+            "eusc-de-east-1",
+            "cn-northwest-1",
+            "GLOBAL",
+            "us-east-1-atl-1",
+            "ap-southeast-1-sggov-sin-1a",
+            "us-west-2-wl1-sfo-wlz-1",
+        ] {
             assert!(is_aws_region(region), "{region}");
         }
         for other in [
@@ -251,6 +270,10 @@ mod tests {
             "us--1",
             "global",
             "us-east-123",
+            "us-east-1-2",
+            "us-east-1-atl-",
+            "us-east-1-ATL-1",
+            "us-east-1-a-b-c-d-e-f-g",
         ] {
             assert!(!is_aws_region(other), "{other}");
         }

@@ -369,7 +369,7 @@ const DESTINATIONS: &[(&str, &[&str])] = &[
     (
         r#""cloud": {}"#,
         &[
-            "Missing field: provider (allowedDestinations[0].cloud, line 2 column 24); one of aws, azure, cloudflare, digitalocean, fastly, github, google, oracle",
+            "Missing field: provider (allowedDestinations[0].cloud, line 2 column 24); one of aws, azure, cloudflare, custom, digitalocean, fastly, github, google, oracle",
         ],
     ),
     (

@@ -59,6 +59,18 @@ fn names_are_in_order_and_found() {
 }
 
 #[test]
+fn policies_may_name_every_provider() {
+    use crate::policy::{cluster::NsName, document};
+    for name in PROVIDERS.map(Provider::name).into_iter().chain([crate::policy::ranges::CUSTOM]) {
+        let cloud = json!({"provider": name, "service": "S3"});
+        let text = json!({"allowedDestinations": [{"name": "x", "cloud": cloud}]}).to_string();
+        let parsed = document::parse(&NsName::new("shop", "egress"), &text);
+        let named = parsed.findings.iter().any(|finding| finding.to_string().contains("Invalid provider"));
+        assert!(!named, "{name}: {:?}", parsed.findings);
+    }
+}
+
+#[test]
 fn aws_real() {
     let Some(folder) = data() else { return };
     let table = good("aws", &[&file(&folder, "aws/ip-ranges.json")]);
@@ -456,7 +468,7 @@ fn replaced(value: &mut Value, left: &mut usize, by: &Value) {
     *left = left.wrapping_sub(1);
     match value {
         Value::Array(list) if *left < usize::MAX / 2 => {
-            list.iter_mut().for_each(|item| replaced(item, left, by))
+            list.iter_mut().for_each(|item| replaced(item, left, by));
         }
         Value::Object(fields) if *left < usize::MAX / 2 => {
             fields.values_mut().for_each(|field| replaced(field, left, by));
