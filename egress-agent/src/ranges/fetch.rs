@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -391,7 +392,8 @@ impl Fetcher {
         let mut url = url.to_owned();
         for _ in 0..=self.limits.redirects {
             let uri: Uri = url.parse().map_err(|_| FetchError::Url(url.clone(), "it is no URL"))?;
-            let response = self.ask(&uri, known).await?;
+            // What serves it must live as long as it.
+            let (response, _serving) = self.ask(&uri, known).await?;
             match response.status() {
                 StatusCode::OK => return self.body(response).await,
                 StatusCode::NOT_MODIFIED if known.is_some() => return Ok(Answer::NotModified),
@@ -413,7 +415,11 @@ impl Fetcher {
         Err(FetchError::Redirects(self.limits.redirects))
     }
 
-    async fn ask(&self, uri: &Uri, known: Option<&Validators>) -> Result<Response<Incoming>, FetchError> {
+    async fn ask(
+        &self,
+        uri: &Uri,
+        known: Option<&Validators>,
+    ) -> Result<(Response<Incoming>, JoinSet<()>), FetchError> {
         let wrong = |what| FetchError::Url(uri.to_string(), what);
         let authority = uri.authority().ok_or_else(|| wrong("it names no host"))?;
         if authority.as_str().contains('@') {
@@ -430,8 +436,9 @@ impl Fetcher {
         .map_err(|_| FetchError::Slow("the connection", connect))??;
 
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // It ends with the response, or when that is dropped. What goes wrong with it, the response tells.
-        tokio::spawn(async move { drop(connection.await) });
+        // It is served as long as the answer is read. What goes wrong with it, the answer tells.
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { drop(connection.await) });
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::get(path)
             .header(header::HOST, authority.as_str())
@@ -448,9 +455,10 @@ impl Fetcher {
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(|_| wrong("it cannot be asked for"))?;
         let idle = self.limits.idle;
-        Ok(timeout(idle, sender.send_request(request))
+        let response = timeout(idle, sender.send_request(request))
             .await
-            .map_err(|_| FetchError::Slow("the beginning of the answer", idle))??)
+            .map_err(|_| FetchError::Slow("the beginning of the answer", idle))??;
+        Ok((response, serving))
     }
 
     async fn body(&self, response: Response<Incoming>) -> Result<Answer, FetchError> {

@@ -39,6 +39,8 @@ pub const FORMAT: u32 = 1;
 pub const MAX_CHUNK: usize = 512 * 1024;
 /// Chunks of a publication.
 pub const MAX_CHUNKS: usize = 1024;
+/// Bytes of all chunks together.
+pub const MAX_TOTAL: usize = 32 << 20;
 /// Bytes of a head.
 pub const MAX_HEAD: usize = 512 * 1024;
 
@@ -179,8 +181,14 @@ pub enum Unreadable {
 
 /// Why a table cannot be published.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("region {} alone takes more than {MAX_CHUNKS} chunks of {MAX_CHUNK} bytes", shown(.0))]
-pub struct TooLarge(pub String);
+pub enum TooLarge {
+    /// There are too many chunks up to this region.
+    #[error("with region {} there are more than {MAX_CHUNKS} chunks of {MAX_CHUNK} bytes", shown(.0))]
+    Region(String),
+    /// The head is larger than one may be, or all chunks together are.
+    #[error("the head has more than {MAX_HEAD} bytes, or the chunks more than {MAX_TOTAL}")]
+    Whole,
+}
 
 /// Returns the publication of a table.
 ///
@@ -212,7 +220,7 @@ pub fn encode(provider: &str, table: &Table, created: u64) -> Result<Publication
         chunks: BTreeMap::new(),
     };
     for (region, piece) in regions {
-        let too_large = || TooLarge(region.to_owned());
+        let too_large = || TooLarge::Region(region.to_owned());
         for (piece, bytes) in piece.encoded(0).ok_or_else(too_large)? {
             let head = &mut publication.head;
             if head.chunks.len() == MAX_CHUNKS {
@@ -236,7 +244,11 @@ pub fn encode(provider: &str, table: &Table, created: u64) -> Result<Publication
     for chunk in &mut publication.head.chunks {
         chunk.services.sort_unstable();
     }
-    Ok(publication)
+    let total: usize = publication.chunks.values().map(Vec::len).sum();
+    match total > MAX_TOTAL || publication.head.text().len() > MAX_HEAD {
+        true => Err(TooLarge::Whole),
+        false => Ok(publication),
+    }
 }
 
 /// What goes into a chunk.
@@ -384,6 +396,9 @@ impl Head {
         }
         if head.chunks.iter().any(|chunk| chunk.bytes as usize > MAX_CHUNK) {
             return Err(wrong(&format_args!("a chunk has more than {MAX_CHUNK} bytes")));
+        }
+        if head.chunks.iter().map(|chunk| chunk.bytes as usize).sum::<usize>() > MAX_TOTAL {
+            return Err(wrong(&format_args!("its chunks have more than {MAX_TOTAL} bytes together")));
         }
         let services = head.services.len();
         if head.chunks.iter().flat_map(|chunk| &chunk.services).any(|number| *number as usize >= services) {

@@ -1,8 +1,8 @@
 //! The rows of one provider, in little room.
 
-use std::{cmp::Ordering, collections::HashMap, fmt, ops::Range};
+use std::{cmp::Ordering, collections::HashMap, fmt, net::Ipv4Addr, ops::Range};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::collapse::{self, collapse, v4_net, v6_net};
 
@@ -372,7 +372,7 @@ pub enum BuildError {
     /// Empty, longer than [`MAX_NAME`] bytes, or with characters that policies cannot have in a name.
     #[error("a name of a service or region that is empty, too long, or not of printable ASCII characters")]
     Name,
-    /// Wider than what anybody publishes, or no address of a host that could be reached.
+    /// Wider than what anybody publishes, private, or of no host.
     #[error("a prefix that no provider has")]
     Prefix,
 }
@@ -638,20 +638,30 @@ impl Table {
     }
 }
 
-/// Tells whether a provider can have such a prefix. Data that opens half the world, or a node's own loopback, is no data.
-///
-/// Link-local addresses pass: Azure publishes that of its metadata service.
+/// IPv4 networks that nobody can publish: they are private, or of no host.
+const NOBODYS: [Ipv4Net; 8] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10),
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
+];
+
+/// Tells whether a provider can have such a prefix. Data that opens half the world, the cluster's own addresses or a node's metadata
+/// service is no data.
 #[must_use]
 pub fn is_plausible(net: &IpNet) -> bool {
-    let address = net.network();
-    let wide = match net {
-        IpNet::V4(net) => net.prefix_len() < 8,
-        IpNet::V6(net) => net.prefix_len() < 16,
-    };
-    let nobody = match address {
-        std::net::IpAddr::V4(address) => address.octets()[0] == 0 || address.octets()[0] >= 224,
-        // Below 1::/16 are the unspecified address, loopback and forms of IPv4 addresses.
-        std::net::IpAddr::V6(address) => address.segments()[0] == 0,
-    };
-    !(wide || nobody || address.is_loopback() || address.is_multicast())
+    match net {
+        IpNet::V4(net) => {
+            let meets = |other: &Ipv4Net| net.contains(other) || other.contains(net);
+            net.prefix_len() >= 8 && !NOBODYS.iter().any(meets)
+        }
+        IpNet::V6(net) => {
+            // 2000::/3 is what is given out. Below is what stands for IPv4 and loopback, above are private, link-local and multicast.
+            net.prefix_len() >= 16 && net.network().segments()[0] >> 13 == 1
+        }
+    }
 }

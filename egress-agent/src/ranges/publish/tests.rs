@@ -77,6 +77,21 @@ fn a_head_says_what_is_where() {
 }
 
 #[test]
+fn what_nodes_would_refuse_is_not_published() {
+    let names: Vec<String> = (0..MAX_CHUNKS + 1).map(|n| format!("region-{n}")).collect();
+    let rows = |names: &[String]| {
+        let rows: Vec<Row<'_>> = names.iter().map(|name| row("S3", name, "", "", "192.0.2.0/24")).collect();
+        encode("aws", &table(&rows), 0)
+    };
+    assert!(rows(&names[..MAX_CHUNKS]).is_ok());
+    let error = rows(&names).expect_err("there are too many regions").to_string();
+    assert_eq!(error, "with region region-999 there are more than 1024 chunks of 524288 bytes");
+    let long: Vec<String> = (0..6000).map(|n| format!("{n:0>100}")).collect();
+    let rows: Vec<Row<'_>> = long.iter().map(|name| row(name, "eu", "", "", "192.0.2.0/24")).collect();
+    assert_eq!(encode("aws", &table(&rows), 0), Err(TooLarge::Whole));
+}
+
+#[test]
 fn one_prefix_changes_one_chunk() {
     let before = published(&table(&some_rows()));
     let mut rows = some_rows();
@@ -132,6 +147,9 @@ fn what_is_no_publication_is_refused() {
     let mut many = publication.head.clone();
     many.chunks = vec![many.chunks[0].clone(); MAX_CHUNKS + 1];
     assert!(refused(&many.text()).contains("more than 1024 chunks"));
+    many.chunks.truncate(65);
+    many.chunks.iter_mut().for_each(|chunk| chunk.bytes = 512 * 1024);
+    assert!(refused(&many.text()).contains("its chunks have more than 33554432 bytes together"));
     many.chunks.truncate(1);
     many.chunks[0].bytes = 512 * 1024 + 1;
     assert!(refused(&many.text()).contains("a chunk has more than 524288 bytes"));
