@@ -11,6 +11,7 @@ pub mod k8s;
 pub mod kernel;
 pub mod parity;
 pub mod policy;
+pub mod proxies;
 pub mod ranges;
 pub mod rego;
 pub mod schema;

@@ -257,6 +257,7 @@ fn scenarios_reach_every_kind_of_loss() {
         LossKind::Icmp,
         LossKind::Domain,
         LossKind::Denied,
+        LossKind::DeniedElsewhere,
         LossKind::Skipped,
         LossKind::OwnNode,
         LossKind::HostNetwork,

@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde::Serialize;
 
 use crate::{
@@ -16,8 +15,9 @@ use crate::{
         cluster::{InvalidPolicy, NsName, Settings},
         generated::{Generator, Inexpressible, Options},
         index::{Change, Index},
-        model::PolicyId,
+        model::{Policy, PolicyId},
     },
+    proxies,
 };
 
 /// The exit code when a policy is invalid, so that another stands in for it.
@@ -35,6 +35,33 @@ enum Command {
     /// NetworkPolicies that allow what the policies allow, as far as they can say it
     #[command(name = "networkpolicy", visible_alias = "netpol")]
     NetworkPolicy(Objects),
+    /// Istio ServiceEntries for destinations known by domain, with advice on what makes them forbid the rest
+    #[command(name = "serviceentry")]
+    ServiceEntry(Domains),
+    /// The configuration of an Envoy that passes on what goes to the domains of the policies, by server name and Host
+    Envoy(Domains),
+}
+
+/// Which domains to generate for.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A mesh and a proxy know no pod selectors, prefixes or denials: the domains of all policies are allowed together. What else they do not say is told on standard error.\n\n\
+    Exit codes: 0 generated, 1 a policy is invalid and its domains are missing, 2 could not run.\n\n\
+    Examples:\n  \
+    egress-agent generate serviceentry --manifests policies/ -n shop | kubectl apply --server-side -f -\n  \
+    egress-agent generate envoy --manifests policies/ > envoy.yaml && envoy --mode validate -c envoy.yaml"
+)]
+struct Domains {
+    #[command(flatten)]
+    source: Source,
+
+    /// Of this policy only
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
+
+    /// How to write them
+    #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
+    output: Output,
 }
 
 /// Where policies and cluster come from.
@@ -233,6 +260,51 @@ impl Manner {
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Command::NetworkPolicy(objects) => objects.run(),
+        Command::ServiceEntry(domains) => domains.run(true),
+        Command::Envoy(domains) => domains.run(false),
+    }
+}
+
+impl Domains {
+    fn run(&self, istio: bool) -> anyhow::Result<ExitCode> {
+        let read = self.source.read()?;
+        let policies: Vec<&Policy> = read
+            .index
+            .cluster()
+            .policies
+            .values()
+            .map(|policy| &**policy)
+            .filter(|policy| {
+                self.source.namespace.as_ref().is_none_or(|namespace| policy.id.id.namespace == *namespace)
+                    && self.policy.as_ref().is_none_or(|name| policy.id.id.name == *name)
+            })
+            .collect();
+        if let (Some(name), true) = (&self.policy, policies.is_empty()) {
+            bail!("there is no policy {name}");
+        }
+        let (destinations, notes) = proxies::destinations(policies.iter().copied(), read.now);
+        for note in &notes {
+            eprintln!("{note}");
+        }
+        let text = if istio {
+            let named: Vec<&Policy> = policies
+                .into_iter()
+                .filter(|policy| destinations.iter().any(|destination| destination.policy == policy.id))
+                .collect();
+            let entries = proxies::istio::entries(&destinations);
+            match self.output {
+                Output::Yaml => proxies::istio::advice(&named) + &documents(&entries)?,
+                Output::Json => list(&entries)?,
+            }
+        } else {
+            let bootstrap = proxies::envoy::bootstrap(&destinations)?;
+            match self.output {
+                Output::Yaml => serde_saphyr::to_string(&bootstrap)?,
+                Output::Json => serde_json::to_string_pretty(&bootstrap)? + "\n",
+            }
+        };
+        super::write(&text).context("writing the configuration")?;
+        Ok(if read.valid { ExitCode::SUCCESS } else { ExitCode::from(INVALID) })
     }
 }
 
@@ -279,7 +351,7 @@ pub(super) fn documents<T: Serialize>(objects: &[T]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn list(objects: &[NetworkPolicy]) -> anyhow::Result<String> {
+fn list<T: Serialize>(objects: &[T]) -> anyhow::Result<String> {
     let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
     Ok(serde_json::to_string_pretty(&list)? + "\n")
 }

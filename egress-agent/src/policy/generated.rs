@@ -43,7 +43,7 @@ use super::{
 
 pub use self::{
     limits::Limits,
-    names::label,
+    names::{label, object_name},
     ports::{Range, Ranges},
 };
 
@@ -141,8 +141,10 @@ pub enum LossKind {
     Icmp,
     /// A destination known by domain.
     Domain,
-    /// A denied destination that some object allows.
+    /// A denied destination of the policy that some object allows.
     Denied,
+    /// A denied destination of another policy that an object of this one allows.
+    DeniedElsewhere,
     /// The policy was skipped.
     Skipped,
     /// The pod's own node, which every NetworkPolicy allows.
@@ -172,6 +174,7 @@ impl LossKind {
             Self::Icmp => "icmp",
             Self::Domain => "domain",
             Self::Denied => "denied",
+            Self::DeniedElsewhere => "denied-elsewhere",
             Self::Skipped => "skipped",
             Self::OwnNode => "own-node",
             Self::HostNetwork => "host-network",
@@ -325,9 +328,9 @@ impl<'a> Generator<'a> {
                 .collect();
             if let Some(first) = lost.first() {
                 let text = format!("no object is generated, because {first}");
-                for direction in [Direction::Wider, Direction::Narrower] {
-                    losses.push(everything(LossKind::Skipped, direction, &text));
-                }
+                losses.push(everything(LossKind::Skipped, Direction::Wider, &text));
+                let text = "what it allows is blocked where the object of another policy isolates the pod";
+                losses.push(everything(LossKind::Skipped, Direction::Narrower, text));
                 objects.clear();
             }
         }
@@ -427,11 +430,20 @@ impl<'a> Generator<'a> {
         pieces: Vec<Piece>,
         losses: &mut Vec<Loss>,
     ) -> Vec<(LabelSelector, Vec<Piece>)> {
-        let closing = || others.iter().filter(|other| other.default_action == DefaultAction::Deny);
+        // Of one that is skipped there is no object to add to, and an object beside it would block what it allows.
+        let skipped = |other: &Arc<Policy>| {
+            self.options.inexpressible == Inexpressible::Skip
+                && self.draft(other).losses.iter().any(|loss| loss.kind.is_inexpressible())
+        };
+        let closing: Vec<&Policy> = others
+            .iter()
+            .filter(|other| other.default_action == DefaultAction::Deny && !skipped(other))
+            .map(|other| &***other)
+            .collect();
         let mut wanted: Vec<(LabelSelector, Vec<Piece>)> = Vec::new();
         if !pieces.is_empty() {
             let mut both: Vec<LabelSelector> = Vec::new();
-            for other in closing() {
+            for other in &closing {
                 let selector = match selectors::implies(&policy.selector, &other.selector) {
                     true => policy.selector.clone(),
                     false => selectors::both(&policy.selector, &other.selector),
@@ -452,7 +464,7 @@ impl<'a> Generator<'a> {
         }
         let denies = self.active(policy, Effect::Deny).next().is_some();
         if denies {
-            match selectors::without(&policy.selector, closing().map(|other| &other.selector)) {
+            match selectors::without(&policy.selector, closing.iter().map(|other| &other.selector)) {
                 Some(alone) => wanted.extend(alone.into_iter().map(|selector| {
                     let piece = Piece {
                         destination: None,
@@ -537,7 +549,7 @@ impl<'a> Generator<'a> {
             };
             for (addresses, ports) in kept {
                 losses.push(Loss {
-                    kind: LossKind::Denied,
+                    kind: if other.id == policy.id { LossKind::Denied } else { LossKind::DeniedElsewhere },
                     destination: Some(rule.name.clone()),
                     direction: Some(Direction::Wider),
                     addresses,

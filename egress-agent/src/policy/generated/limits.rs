@@ -197,7 +197,7 @@ pub(super) fn packed(
     let mut packed: Vec<NetworkPolicy> = Vec::new();
     for (selector, pieces) in objects {
         let begin = |packed: &mut Vec<NetworkPolicy>| {
-            let name = names::object(&policy.name, packed.len());
+            let name = names::object_name(&policy.name, packed.len());
             let id = NsName::new(policy.namespace.as_str(), name);
             packed.push(NetworkPolicy { id, selector: selector.clone(), egress: Vec::new() });
         };

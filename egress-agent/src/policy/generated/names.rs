@@ -21,7 +21,8 @@ fn hash(name: &str) -> String {
 ///
 /// Names of two policies never meet: a policy whose own name could be read as another's with a number or a hash behind it has its
 /// hash in the name.
-pub(super) fn object(policy: &str, number: usize) -> String {
+#[must_use]
+pub fn object_name(policy: &str, number: usize) -> String {
     let ending = policy.rsplit_once('-').map_or("", |(_, ending)| ending);
     let like_number = !ending.is_empty() && ending.bytes().all(|byte| byte.is_ascii_digit());
     let like_hash = ending.len() == HASH && ending.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -64,7 +65,7 @@ mod tests {
             ["a", "a-1", "a-2", "a-2-2", "a-22", "2", "a.2", "a--2"].map(String::from).into();
         policies.extend([long[..240].to_owned(), long[..252].to_owned(), long.clone()]);
         // One whose name is what another's becomes.
-        let taken: Vec<String> = policies.iter().map(|policy| object(policy, 0)).collect();
+        let taken: Vec<String> = policies.iter().map(|policy| object_name(policy, 0)).collect();
         policies.extend(taken.iter().filter_map(|name| name.strip_prefix("egress-")).map(str::to_owned));
         policies.retain(|policy| policy.len() <= 253);
         policies.sort();
@@ -72,13 +73,13 @@ mod tests {
         let mut seen = HashSet::new();
         for policy in &policies {
             for number in 0..30 {
-                let name = object(policy, number);
+                let name = object_name(policy, number);
                 assert!(name.len() <= 253, "{name}");
                 assert!(seen.insert(name.clone()), "{name} for {policy} is another's");
             }
         }
-        assert_eq!(object("checkout", 0), "egress-checkout");
-        assert_eq!(object("checkout", 1), "egress-checkout-2");
+        assert_eq!(object_name("checkout", 0), "egress-checkout");
+        assert_eq!(object_name("checkout", 1), "egress-checkout-2");
     }
 
     #[test]
