@@ -428,3 +428,26 @@ fn a_policy_with_too_many_unknown_fields_is_told_of_in_time() {
     assert!(code == 1 && out.contains("more fields beside these 100"), "{}", out.get(..1000).unwrap_or(&out));
     assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
 }
+
+#[test]
+fn paths_of_a_change_are_written_as_the_change_has_them() {
+    let folder = folder(&[("p.yaml", &config_map("p", BAD))]);
+    let (_, out, _) = validate(folder.path(), &[".", "-o", "github"]);
+    assert!(out.starts_with("::error file=p.yaml,"), "{out}");
+}
+
+#[test]
+fn the_webhook_takes_policy_as_code_as_validate_does() {
+    let folder = folder(&[("bad.rego", "package payments\n\ndeny contains 1 if nothing\n")]);
+    for command in [&["webhook"][..], &["validate", "-"]] {
+        let at = folder.path().to_str().expect("a path of letters");
+        for (given, told) in [(at, "bad.rego"), ("absent", "absent")] {
+            let output = run(folder.path(), &[command, &["--policies", given]].concat(), GOOD.as_bytes());
+            let (code, _, err) = said(&output);
+            assert!(
+                code == 2 && err.contains(told) && !err.contains("unexpected argument"),
+                "{command:?}: {err}"
+            );
+        }
+    }
+}

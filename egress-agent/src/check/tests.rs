@@ -277,6 +277,9 @@ fn an_entry_is_not_excused_if_less_is_taken_out_of_it() {
     assert!(refused(one, ""));
     assert!(refused(one, &one.replace("/24", "/25")));
     assert!(!refused(one, &one.replace("/24", "/23")));
+    let ports = |ports: &str| one.replace("/24\"", &format!("/24\", \"ports\": [{ports}]"));
+    assert!(!refused(&ports(r#""80-90", "91-99""#), &ports(r#""80-99""#)), "the same in other words");
+    assert!(refused(&ports(r#""400-499""#), &ports(r#""400-442", "444-499""#)));
     let six = r#"{"name": "d", "cidr": "2001:db8::/32"}"#;
     assert!(!refused(six, ""), "it denies nothing of the entry");
     let ended = r#"{"name": "d", "cidr": "192.0.2.0/24", "governance": {"expiry": "2020-01-01"}}"#;

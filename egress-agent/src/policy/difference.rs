@@ -10,7 +10,7 @@ use std::{
 use super::{
     addresses::{Addresses, Count},
     document::shown,
-    governance::{Field, is_active, port_is_in, value, when},
+    governance::{Field, are_in, is_active, is_among, plain, value, when},
     model::{
         DefaultAction, Effect, Entity, LabelSelector, Mode, Operator, Peer, Policy, PortMatch, PortSpec,
         Ports, Protocol, Rule, Unresolved,
@@ -595,55 +595,6 @@ fn reaches_the_same(one: &Rule, other: &Rule) -> bool {
     one_reach.addresses == other_reach.addresses
         && one_reach.names == other_reach.names
         && plain(&one.ports) == plain(&other.ports)
-}
-
-/// Returns ports in order, each once, and those beside each other in one range.
-fn plain(ports: &Ports) -> Ports {
-    let Ports::List(list) = ports else { return Ports::All };
-    let mut sorted: Vec<&PortSpec> = list.iter().collect();
-    sorted.sort_unstable();
-    let mut plain: Vec<PortSpec> = Vec::with_capacity(sorted.len());
-    for spec in sorted {
-        match plain.last_mut() {
-            // It stands first of its protocol, and names all of it.
-            Some(before) if before.protocol == spec.protocol && before.port == PortMatch::Any => {}
-            Some(PortSpec { protocol, port: PortMatch::Range(_, end) })
-                if *protocol == spec.protocol
-                    && matches!(spec.port, PortMatch::Range(first, _) if first <= end.saturating_add(1)) =>
-            {
-                if let PortMatch::Range(_, last) = spec.port {
-                    *end = last.max(*end);
-                }
-            }
-            Some(before) if before == spec => {}
-            _ => plain.push(spec.clone()),
-        }
-    }
-    Ports::List(plain)
-}
-
-/// Tells whether each of `inner` is among `outer`, both of them [`plain`].
-fn are_in(inner: &Ports, outer: &Ports) -> bool {
-    match (inner, outer) {
-        (_, Ports::All) => true,
-        (Ports::All, Ports::List(_)) => false,
-        (Ports::List(inner), Ports::List(outer)) => inner.iter().all(|spec| is_among(spec, outer)),
-    }
-}
-
-/// Tells whether a [`plain`] list names all of `spec`.
-fn is_among(spec: &PortSpec, list: &[PortSpec]) -> bool {
-    let any = PortSpec { protocol: spec.protocol, port: PortMatch::Any };
-    if list.binary_search(&any).is_ok() {
-        return true;
-    }
-    let after = list.partition_point(|outer| match (&outer.port, &spec.port) {
-        (PortMatch::Range(start, _), PortMatch::Range(first, _)) if outer.protocol == spec.protocol => {
-            start <= first
-        }
-        _ => outer <= spec,
-    });
-    after > 0 && port_is_in(spec, &list[after - 1])
 }
 
 /// What is left of ports.

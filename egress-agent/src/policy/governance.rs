@@ -17,7 +17,7 @@ use jiff::{
 };
 
 pub use self::config::{Config, LongestDays, Pattern};
-pub(crate) use self::update::{Kept, port_is_in};
+pub(crate) use self::update::{Kept, are_in, is_among, plain, port_is_in};
 use super::{
     document::{Destination, Reading, nearest, shown},
     finding::{Finding, Severity},

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{cluster::NsName, document::parse};
+use crate::policy::{cluster::NsName, document::parse, governance::port_is_in};
 
 /// Noon of 2026-11-22, UTC.
 const NOW: u64 = 1_795_348_800;
@@ -281,6 +281,10 @@ fn ports_written_another_way_are_the_same() {
         assert!(said(&a(old), &a(new)).is_empty(), "{old} to {new}");
         assert!(said(&a(new), &a(old)).is_empty(), "{new} to {old}");
     }
+    let selector = |text: &str| format!(r#"{{"podSelector": {text}}}"#);
+    let one = r#"{"matchLabels": {"a": "1", "b": "2"}, "matchExpressions": [{"key": "x", "operator": "In", "values": ["1", "2"]}, {"key": "y", "operator": "Exists"}]}"#;
+    let other = r#"{"matchLabels": {"b": "2", "a": "1"}, "matchExpressions": [{"key": "y", "operator": "Exists"}, {"key": "x", "operator": "In", "values": ["2", "1"]}]}"#;
+    assert!(said(&selector(one), &selector(other)).is_empty());
     let denied =
         |rest: &str| format!(r#"{{"deniedDestinations": [{{"name": "a", "cidr": "192.0.2.1/32"{rest}}}]}}"#);
     assert_eq!(

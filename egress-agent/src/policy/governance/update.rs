@@ -175,13 +175,56 @@ fn is_part(new: &Unresolved, old: &Unresolved) -> bool {
 }
 
 fn ports_are_in(new: &Ports, old: &Ports) -> bool {
-    match (new, old) {
-        (_, Ports::All) => true,
-        (Ports::All, Ports::List(_)) => false,
-        (Ports::List(new), Ports::List(old)) => {
-            new.iter().all(|new| old.iter().any(|old| port_is_in(new, old)))
+    are_in(&plain(new), &plain(old))
+}
+
+/// Returns ports in order, each once, and those beside each other in one range.
+pub(crate) fn plain(ports: &Ports) -> Ports {
+    let Ports::List(list) = ports else { return Ports::All };
+    let mut sorted: Vec<&PortSpec> = list.iter().collect();
+    sorted.sort_unstable();
+    let mut plain: Vec<PortSpec> = Vec::with_capacity(sorted.len());
+    for spec in sorted {
+        match plain.last_mut() {
+            // It stands first of its protocol, and names all of it.
+            Some(before) if before.protocol == spec.protocol && before.port == PortMatch::Any => {}
+            Some(PortSpec { protocol, port: PortMatch::Range(_, end) })
+                if *protocol == spec.protocol
+                    && matches!(spec.port, PortMatch::Range(first, _) if first <= end.saturating_add(1)) =>
+            {
+                if let PortMatch::Range(_, last) = spec.port {
+                    *end = last.max(*end);
+                }
+            }
+            Some(before) if before == spec => {}
+            _ => plain.push(spec.clone()),
         }
     }
+    Ports::List(plain)
+}
+
+/// Tells whether each of `inner` is among `outer`, both of them [`plain`].
+pub(crate) fn are_in(inner: &Ports, outer: &Ports) -> bool {
+    match (inner, outer) {
+        (_, Ports::All) => true,
+        (Ports::All, Ports::List(_)) => false,
+        (Ports::List(inner), Ports::List(outer)) => inner.iter().all(|spec| is_among(spec, outer)),
+    }
+}
+
+/// Tells whether a [`plain`] list names all of `spec`.
+pub(crate) fn is_among(spec: &PortSpec, list: &[PortSpec]) -> bool {
+    let any = PortSpec { protocol: spec.protocol, port: PortMatch::Any };
+    if list.binary_search(&any).is_ok() {
+        return true;
+    }
+    let after = list.partition_point(|outer| match (&outer.port, &spec.port) {
+        (PortMatch::Range(start, _), PortMatch::Range(first, _)) if outer.protocol == spec.protocol => {
+            start <= first
+        }
+        _ => outer <= spec,
+    });
+    after > 0 && port_is_in(spec, &list[after - 1])
 }
 
 /// Tells whether `outer` names every port that `inner` does.

@@ -67,6 +67,7 @@ fn workflow_commands_are_escaped() {
 fn uris() {
     assert_eq!(uri("./a b/é.yaml"), "a%20b/%C3%A9.yaml");
     assert_eq!(uri("/etc/p.json"), "file:///etc/p.json");
+    assert_eq!(uri("//host/p.json"), "file:///host/p.json");
     assert_eq!(uri("<stdin>"), "%3Cstdin%3E");
 }
 
