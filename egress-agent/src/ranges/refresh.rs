@@ -230,6 +230,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_server_without_tags_sends_everything_again() {
+        let bodies: Bodies = Arc::default();
+        let server = serve(Arc::clone(&bodies)).await;
+        let urls = [format!("{server}/v4"), format!("{server}/v6")];
+        let put = |path: &'static str, text: &str| {
+            bodies.lock().unwrap_or_else(PoisonError::into_inner).insert(path, text.as_bytes().to_vec());
+        };
+        put("/v4", "192.0.2.0/24\n");
+        put("/v6", "2001:db8::/32\n");
+        let cloudflare = provider("cloudflare").expect("it is a provider");
+        let (fetcher, limits) = (fetcher(), Limits::default());
+        let look = async |current: Option<&Current>| {
+            let found = refresh(&fetcher, cloudflare, &urls, current, &limits, 1).await;
+            found.unwrap_or_else(|error| panic!("{error}"))
+        };
+        let Found::New(mut current, _) = look(None).await else { panic!("everything is new") };
+        for document in &mut current.cached.documents {
+            document.validators = Validators::default();
+        }
+        assert!(matches!(look(Some(&current)).await, Found::Same(_)), "the bytes are what they were");
+        put("/v4", "198.51.100.0/24\n");
+        let Found::New(_, delta) = look(Some(&current)).await else { panic!("the first is new") };
+        assert_eq!((delta.added.len(), delta.removed.len()), (1, 1));
+    }
+
+    #[tokio::test]
     async fn what_was_kept_from_elsewhere_is_not_asked_about() {
         let bodies: Bodies = Arc::default();
         let list = b"192.0.2.0/24\n".to_vec();
