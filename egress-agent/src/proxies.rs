@@ -125,7 +125,7 @@ fn numbers(ports: &Ports, note: &mut impl FnMut(String)) -> Vec<u16> {
                 numbers.extend(USUAL);
             }
             (protocol, _) => {
-                note(format!("{} has no names a proxy could read: it is left out", protocol.as_str()))
+                note(format!("{} has no names a proxy could read: it is left out", protocol.as_str()));
             }
         }
     }

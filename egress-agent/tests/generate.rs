@@ -93,6 +93,8 @@ fn network_policies_are_as_expected() {
     }
     let (_, out, _) = on_manifests(&["generate", "networkpolicy"], &["--cluster-ips", "false"]);
     assert!(!out.contains("cidr: 10.96.0."), "{out}");
+    let (_, out, _) = on_manifests(&["generate", "networkpolicy"], &["--except", "false"]);
+    assert!(!out.contains("except:"), "{out}");
     let (_, yaml, _) = on_manifests(&["generate", "networkpolicy"], &["--policy", "checkout"]);
     let (_, json, _) = on_manifests(&["generate", "networkpolicy"], &["--policy", "checkout", "-o", "json"]);
     let list: Value = serde_json::from_str(&json).expect("it is JSON");
@@ -105,10 +107,10 @@ fn network_policies_are_as_expected() {
 #[test]
 fn generated_objects_agree_with_the_kernel_layer() {
     for mode in ["widen", "omit", "skip"] {
-        for cluster_ips in ["true", "false"] {
-            let more = ["--inexpressible", mode, "--cluster-ips", cluster_ips];
+        for said in ["true", "false"] {
+            let more = ["--inexpressible", mode, "--cluster-ips", said, "--except", said];
             let (code, out, err) = on_manifests(&["parity"], &more);
-            assert_eq!(code, Some(0), "{mode} {cluster_ips}: {out}{err}");
+            assert_eq!(code, Some(0), "{mode} {said}: {out}{err}");
         }
     }
     let (_, out, _) = on_manifests(&["parity"], &[]);

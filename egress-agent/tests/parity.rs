@@ -155,6 +155,7 @@ proptest! {
             options.limits.single = 2;
             options.limits.port_entries = 2;
             options.limits.object_peers = 2;
+            options.limits.except = 0;
         }
         for inexpressible in MODES {
             options.inexpressible = inexpressible;

@@ -121,6 +121,10 @@ pub(super) struct Manner {
     /// Allow the ClusterIPs in front of allowed endpoints too, as VPC CNI needs
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     cluster_ips: bool,
+
+    /// Write what a prefix leaves out as `except`; otherwise list what remains of it
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    except: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -244,6 +248,9 @@ impl Source {
 impl Manner {
     pub(super) fn set(&self, options: &mut Options) {
         options.cluster_ips = self.cluster_ips;
+        if !self.except {
+            options.limits.except = 0;
+        }
         options.inexpressible = match self.inexpressible {
             Way::Widen => Inexpressible::Widen,
             Way::Omit => Inexpressible::Omit,

@@ -396,7 +396,7 @@ impl<'a> Generator<'a> {
         }
         let mut wanted = match policy.default_action {
             DefaultAction::Deny => vec![(policy.selector.clone(), pieces)],
-            DefaultAction::Allow => self.beside(policy, &others, pieces, &mut draft.losses),
+            DefaultAction::Allow => self.beside(policy, &others, &pieces, &mut draft.losses),
         };
         for (selector, pieces) in &mut wanted {
             for other in all() {
@@ -427,7 +427,7 @@ impl<'a> Generator<'a> {
         &self,
         policy: &Policy,
         others: &[&Arc<Policy>],
-        pieces: Vec<Piece>,
+        pieces: &[Piece],
         losses: &mut Vec<Loss>,
     ) -> Vec<(LabelSelector, Vec<Piece>)> {
         // Of one that is skipped there is no object to add to, and an object beside it would block what it allows.
@@ -460,7 +460,7 @@ impl<'a> Generator<'a> {
             };
             let kept = (0..both.len()).filter(|at| !(0..both.len()).any(|other| inside(*at, other)));
             let kept: Vec<LabelSelector> = kept.map(|at| both[at].clone()).collect();
-            wanted.extend(kept.into_iter().map(|selector| (selector, pieces.clone())));
+            wanted.extend(kept.into_iter().map(|selector| (selector, pieces.to_vec())));
         }
         let denies = self.active(policy, Effect::Deny).next().is_some();
         if denies {
@@ -505,8 +505,8 @@ impl<'a> Generator<'a> {
                 let mut left = Vec::with_capacity(pieces.len());
                 for piece in std::mem::take(pieces) {
                     let common = common(piece.place.addresses(), &addresses);
-                    if common.is_empty() || !(ports::touch(&piece.ports, &ranges) || !piece.names.is_empty())
-                    {
+                    let no_port = !ports::touch(&piece.ports, &ranges) && piece.names.is_empty();
+                    if common.is_empty() || no_port {
                         left.push(piece);
                         continue;
                     }
@@ -655,7 +655,7 @@ pub fn restated(policy: &Policy) -> Option<NetworkPolicy> {
         for peer in &rule.peers {
             match peer {
                 model::Peer::Cidrs { cidrs, except } => {
-                    to.extend(cidrs.iter().map(|cidr| Peer::Block { cidr: *cidr, except: except.clone() }))
+                    to.extend(cidrs.iter().map(|cidr| Peer::Block { cidr: *cidr, except: except.clone() }));
                 }
                 model::Peer::Pods { namespaces, pods } => {
                     to.push(Peer::Pods { namespaces: namespaces.clone(), pods: pods.clone() });

@@ -28,16 +28,15 @@ pub struct Limits {
     pub port_entries: usize,
     /// Most single addresses that `world` leaves out.
     pub single: usize,
+    /// Most prefixes left out of one block (`except`). Beyond them, what remains is listed instead; with 0 always.
+    pub except: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { object_bytes: 200 << 10, object_peers: 1000, port_entries: 24, single: 64 }
+        Self { object_bytes: 200 << 10, object_peers: 1000, port_entries: 24, single: 64, except: 500 }
     }
 }
-
-/// Most prefixes left out of one block; beyond them the rest is listed instead.
-const MOST_EXCEPT: usize = 500;
 
 /// A combination of protocol and ports that takes a slot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -203,7 +202,7 @@ pub(super) fn packed(
         };
         begin(&mut packed);
         let (mut bytes, mut peers) = (0, 0);
-        for rule in rules(pieces) {
+        for rule in rules(pieces, limits.except) {
             let ports_bytes = 40 + 70 * rule.ports.len();
             if rule.to.is_empty() {
                 bytes += ports_bytes;
@@ -235,7 +234,7 @@ pub(super) fn packed(
 }
 
 /// Returns rules, each of the pieces of one destination with the same ports.
-fn rules(pieces: Vec<Piece>) -> Vec<EgressRule> {
+fn rules(pieces: Vec<Piece>, most_except: usize) -> Vec<EgressRule> {
     let mut rules: Vec<(Option<std::sync::Arc<str>>, EgressRule)> = Vec::new();
     for piece in pieces {
         let mut ports = ports::items(&piece.ports).unwrap_or_default();
@@ -251,7 +250,7 @@ fn rules(pieces: Vec<Piece>) -> Vec<EgressRule> {
         }
         let to = match piece.place {
             Place::Blocks { addresses, .. } if addresses == Addresses::all() => Vec::new(),
-            Place::Blocks { outer, addresses } => match blocks(&outer, &addresses) {
+            Place::Blocks { outer, addresses } => match blocks(&outer, &addresses, most_except) {
                 // Without any it would be everywhere.
                 blocks if blocks.is_empty() => continue,
                 blocks => blocks,
@@ -287,7 +286,7 @@ fn rules(pieces: Vec<Piece>) -> Vec<EgressRule> {
 
 /// Returns `addresses`, which lie in `outer`, as blocks: each outer prefix with what is left out of it, or what is left if that is
 /// shorter.
-fn blocks(outer: &[IpNet], addresses: &Addresses) -> Vec<Peer> {
+fn blocks(outer: &[IpNet], addresses: &Addresses, most_except: usize) -> Vec<Peer> {
     let mut blocks = Vec::new();
     let mut sorted = IpNet::aggregate(&outer.to_vec());
     sorted.sort_unstable();
@@ -299,7 +298,7 @@ fn blocks(outer: &[IpNet], addresses: &Addresses) -> Vec<Peer> {
         }
         let except: Vec<IpNet> = missing.nets().collect();
         let left = if except.is_empty() { Vec::new() } else { whole.minus(&missing).nets().collect() };
-        if !except.is_empty() && (left.len() <= except.len() || except.len() > MOST_EXCEPT) {
+        if !except.is_empty() && (left.len() <= except.len() || except.len() > most_except) {
             blocks.extend(left.into_iter().map(|cidr| Peer::Block { cidr, except: Vec::new() }));
         } else {
             blocks.push(Peer::Block { cidr, except });

@@ -528,7 +528,7 @@ impl<'a> Directory<'a> {
                 }
                 Peer::Service(name) => self.denied_service(name, &rule.ports, &mut at),
                 Peer::Entity(Entity::KubeApiserver) => {
-                    self.denied_service(&apiserver(), &rule.ports, &mut at)
+                    self.denied_service(&apiserver(), &rule.ports, &mut at);
                 }
                 Peer::Entity(Entity::ClusterDns) => {
                     for name in &self.settings.cluster_dns {
@@ -613,7 +613,8 @@ struct Asked<'r> {
 impl Asked<'_> {
     fn add(&mut self, place: Place, ports: Ranges, names: Vec<(Protocol, String)>) {
         let nowhere = matches!(&place, Place::Blocks { addresses, .. } if addresses.is_empty());
-        if !nowhere && !(ports.is_empty() && names.is_empty()) {
+        let no_ports = ports.is_empty() && names.is_empty();
+        if !nowhere && !no_ports {
             self.pieces.push(Piece { destination: self.destination.clone(), place, ports, names });
         }
     }
