@@ -203,12 +203,12 @@ pub struct Cidr(
     pub String,
 );
 
-/// A region of AWS, or `GLOBAL` for addresses of no region.
+/// A region of AWS, a network border group in one such as `us-east-1-atl-1`, or `GLOBAL` for addresses of no region.
 #[derive(Debug, JsonSchema)]
 #[schemars(transparent)]
 pub struct Region(
-    #[schemars(regex(pattern = r"^(GLOBAL|[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2})$"), example = &"us-east-1")]
-    pub  String,
+    #[schemars(regex(pattern = r"^(GLOBAL|[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2}((-[a-z0-9]{1,8}){2,6})?)$"), example = &"us-east-1")]
+    pub String,
 );
 
 /// A name in DNS. `*.` in front stands for one or more labels, never for none: `*.example.com` is not `example.com`.
@@ -234,6 +234,8 @@ pub enum Provider {
     Azure,
     /// Cloudflare.
     Cloudflare,
+    /// Services that the platform team defines itself.
+    Custom,
     /// DigitalOcean.
     Digitalocean,
     /// Fastly.
