@@ -4,8 +4,12 @@
 
 use std::{
     env, fs,
+    io::{self, BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use egress_agent::{
@@ -191,6 +195,82 @@ fn envoy_takes_its_configuration() {
     // It does look: a misspelt field is refused.
     let (taken, said) = check(&yaml.replace("server_names", "server_name"));
     assert!(!taken, "{said}");
+}
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A failure means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Returns the first line of what is answered to a request with this Host.
+fn ask(port: u16, host: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
+}
+
+#[test]
+fn envoy_passes_on_what_is_named_and_nothing_else() {
+    let Some(envoy) = envoy() else {
+        println!("skipped: there is no envoy, neither named by EGRESS_ENVOY nor in PATH");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("policy.yaml");
+    // Names below localhost are looked up without asking anybody, and nobody listens there.
+    let text = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "shop", "name": "p", "labels": {"egress-controller": "managed"}},
+        "data": {"policy.json": "{\"allowedDestinations\": [{\"name\": \"x\", \"domains\": [\"one.localhost\", \"*.two.localhost\"], \"ports\": [80]}]}"}}"#;
+    fs::write(&policy, text).expect("it can be written");
+    let output = agent(&["generate", "envoy", "--manifests", policy.to_str().expect("text"), "-o", "json"]);
+    let mut bootstrap: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let free =
+        || TcpListener::bind("127.0.0.1:0").and_then(|one| one.local_addr()).expect("a free port").port();
+    let port = free();
+    let place =
+        |port: u16| serde_json::json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+    bootstrap["static_resources"]["listeners"][0]["address"] = place(port);
+    bootstrap["admin"]["address"] = place(free());
+    let file = folder.path().join("envoy.json");
+    fs::write(&file, bootstrap.to_string()).expect("it can be written");
+    let child = Command::new(&envoy)
+        .args(["--use-dynamic-base-id", "-l", "error", "-c"])
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}", envoy.display()));
+    let _running = Running(child);
+    let begin = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "envoy does not listen");
+        thread::sleep(Duration::from_millis(50));
+    }
+    for (host, status) in [
+        // Passed on to an address where nobody listens.
+        ("one.localhost", "503"),
+        ("ONE.localhost", "503"),
+        ("a.two.localhost", "503"),
+        ("a.b.two.localhost:80", "503"),
+        ("two.localhost", "403"),
+        ("xtwo.localhost", "403"),
+        ("a.one.localhost", "403"),
+        ("one.localhost:22", "403"),
+        ("127.0.0.1", "403"),
+    ] {
+        let line = ask(port, host).unwrap_or_else(|error| panic!("{host}: {error}"));
+        assert!(line.contains(&format!(" {status} ")), "{host}: {line}");
+    }
 }
 
 fn text_of(output: &Output) -> String {
