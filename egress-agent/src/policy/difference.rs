@@ -359,7 +359,7 @@ impl Both<'_> {
         };
         let ports = plain(&rule.ports);
         let more_ports = other.and_then(|other| ports_minus(&ports, &plain(&other.ports)));
-        for (part, ports) in [(&fresh, Some(Rest::Ports(ports.clone()))), (&kept, more_ports)] {
+        for (part, ports) in [(&fresh, Some(Rest::Ports(ports))), (&kept, more_ports)] {
             let Some(ports) = ports else { continue };
             let on = ports.said();
             let ports = ports.at_most();
@@ -474,7 +474,7 @@ impl Reach {
                     names.extend(domains.iter().cloned().map(Named::Domain));
                 }
                 Peer::Unresolved(Unresolved::AwsService { service, regions }) => {
-                    names.extend(in_regions(AWS, Some(service.to_ascii_uppercase()), regions));
+                    names.extend(in_regions(AWS, Some(&service.to_ascii_uppercase()), regions));
                 }
                 Peer::Unresolved(Unresolved::Cloud { provider, services, regions })
                     if services.is_empty() =>
@@ -488,7 +488,7 @@ impl Reach {
                             true => service.to_ascii_uppercase(),
                             false => service.clone(),
                         };
-                        names.extend(in_regions(provider, Some(service), regions));
+                        names.extend(in_regions(provider, Some(&service), regions));
                     }
                 }
             }
@@ -504,9 +504,12 @@ impl Reach {
 /// The provider that `awsService` is about.
 const AWS: &str = "aws";
 
-fn in_regions(cloud: &str, service: Option<String>, regions: &[String]) -> Vec<Named> {
-    let named =
-        |region: Option<String>| Named::Cloud { cloud: cloud.to_owned(), service: service.clone(), region };
+fn in_regions(cloud: &str, service: Option<&str>, regions: &[String]) -> Vec<Named> {
+    let named = |region: Option<String>| Named::Cloud {
+        cloud: cloud.to_owned(),
+        service: service.map(str::to_owned),
+        region,
+    };
     match regions {
         [] => vec![named(None)],
         regions => regions.iter().map(|region| named(Some(region.clone()))).collect(),

@@ -179,6 +179,7 @@ mod tests {
             '\u{e0041}',
             '\u{61c}',
         ] {
+            assert_eq!(one_line(&format!("a{c}b")), format!("a{}b", c.escape_unicode()));
             let text = format!("a{c}b\nc\r\nd");
             let line = one_line(&text);
             assert!(!line.contains(is_hidden), "{line:?}");
