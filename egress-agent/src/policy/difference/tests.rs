@@ -297,7 +297,7 @@ fn ports_written_another_way_are_the_same() {
 
 #[test]
 fn many_lists_of_many_ports_are_compared_in_time() {
-    let rules: Vec<String> = (0..600)
+    let rules: Vec<String> = (0..300)
         .map(|n: usize| {
             let ports: Vec<String> = (0..256).map(|port| (2 + 4 * port + n % 2).to_string()).collect();
             format!(
@@ -311,9 +311,11 @@ fn many_lists_of_many_ports_are_compared_in_time() {
         .collect();
     let document = allowed(&rules.join(","));
     let began = std::time::Instant::now();
-    let comes = Difference::between(None, Some(&policy(&document)), NOW);
-    assert!(comes.opens.len() > 600);
-    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+    // Each is compared with what all of the others allow.
+    let moved = document.replace("\"10.", "\"11.");
+    let difference = Difference::between(Some(&policy(&document)), Some(&policy(&moved)), NOW);
+    assert_eq!((difference.opens.len(), difference.closes.len()), (300, 300));
+    assert!(began.elapsed() < std::time::Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 fn rule() -> impl Strategy<Value = String> {
