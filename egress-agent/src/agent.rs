@@ -69,6 +69,7 @@ use self::{
 mod binding;
 mod denials;
 mod kept;
+mod ranges;
 mod report;
 pub mod status;
 
@@ -103,6 +104,10 @@ pub struct Config {
     pub settings: Settings,
     /// Map sizes.
     pub capacities: Capacities,
+    /// The namespace that ranges are published in, if any are.
+    pub ranges_namespace: Option<String>,
+    /// Files with ranges, each with its provider.
+    pub ranges_files: Vec<(String, PathBuf)>,
     /// Whether events go to standard output.
     pub print_events: bool,
     /// Whether everything that is pinned is removed at the end.
@@ -190,6 +195,8 @@ struct Node {
     engine: Engine,
     /// When it started, in seconds since the epoch.
     started: u64,
+    /// Ranges that are read from files.
+    ranges: ranges::Files,
     /// What was compiled for the pods before.
     cache: compile::Cache,
     index: Index,
@@ -341,6 +348,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 let mut node = lock(&node);
                 let watched = watch_again(&mut pods, inputs.manifests.as_mut(), &node.kubepods);
                 node.watched(watched);
+                if node.read_ranges() {
+                    node.apply(Instant::now());
+                }
                 node.check();
                 node.attach_first(Instant::now())?;
                 health.beat();
@@ -572,6 +582,7 @@ impl Node {
         };
         let mut node = Self {
             strict: config.strict,
+            ranges: ranges::Files::new(&config.ranges_files)?,
             config,
             kubepods,
             engine,
@@ -615,6 +626,7 @@ impl Node {
             untidy: true,
         };
         node.scan();
+        node.read_ranges();
         if let Some((client, contact)) = connected {
             node.contact = Some(contact);
             // What keeps the programs of an earlier agent from judging this one, before it sends anything.
@@ -632,8 +644,19 @@ impl Node {
         let options = source::Options {
             node: node.clone(),
             network_policies: self.config.settings.enforce_network_policy,
+            ranges: self.config.ranges_namespace.clone(),
+            other_ranges: self.ranges.providers().map(str::to_owned).collect(),
         };
+        let mut published = Vec::new();
         if let Some(path) = snapshot {
+            published = ranges::kept(&ranges::folder(&path));
+            published.retain(|(provider, _)| !options.other_ranges.contains(provider));
+            let mut ranges = self.index.ranges().clone();
+            for (provider, published) in &published {
+                published.enter(provider, &mut ranges);
+            }
+            let change = self.index.set_ranges(ranges);
+            self.changed(change);
             let (keeper, kept) = Keeper::open(path, node)?;
             self.keeper = Some(keeper);
             if let Some(kept) = kept {
@@ -653,7 +676,7 @@ impl Node {
         }
         self.announcer = Some(Announcer::start(client.clone(), &options.node, Instant::now()));
         let (mut source, news) = KubeSource::start(client, options);
-        source.adopt(&self.index);
+        source.adopt(&self.index, published);
         self.source = Source::Kube(Box::new(source));
         Ok(news)
     }
@@ -748,6 +771,32 @@ impl Node {
         Ok(())
     }
 
+    /// Reads ranges from files that have changed.
+    fn read_ranges(&mut self) -> bool {
+        let mut ranges = self.index.ranges().clone();
+        self.ranges.reload(&mut ranges, clock::wall_seconds_and_fraction().0);
+        let change = self.index.set_ranges(ranges);
+        self.changed(change);
+        change.cluster
+    }
+
+    /// Keeps ranges that were published on the disk, for a start without an API server.
+    fn keep_ranges(&mut self) {
+        let (Source::Kube(source), SourceConfig::Kube { snapshot: Some(path), .. }) =
+            (&mut self.source, &self.config.source)
+        else {
+            return;
+        };
+        for (provider, published) in source.take_news() {
+            let folder = ranges::folder(path);
+            _ = tokio::task::spawn_blocking(move || {
+                if let Err(error) = ranges::keep(&folder, &provider, &published) {
+                    error!(provider, %error, "ranges cannot be kept; a start without an API server would begin from older ones");
+                }
+            });
+        }
+    }
+
     /// Takes note that something has changed, for the kept state.
     fn changed(&mut self, change: Change) {
         if change.any()
@@ -816,6 +865,7 @@ impl Node {
 
     /// Writes the state to its file if that is due.
     fn keep(&mut self) {
+        self.keep_ranges();
         if let (Some(keeper), Source::Kube(source)) = (&mut self.keeper, &self.source)
             && self.complete
             && self.restored.is_none()
@@ -1018,6 +1068,11 @@ impl Node {
                 wanted.insert(*cgroup, Wanted::unprotected(id.clone()));
             }
         }
+        // Thousands of policies may lack the same.
+        remarks.extend(few(unmatched
+            .iter()
+            .map(|unmatched| (unmatched.why.to_string(), unmatched.to_string()))));
+        drop(unmatched);
         for pod in self.pods.values_mut() {
             if let Some(compiled) = compiled.remove(&pod.id) {
                 pod.policies = compiled.policies.into();
@@ -1126,7 +1181,7 @@ impl Node {
             && self.complete
             && self.restored.is_none()
         {
-            let change = source.want(self.demand.clone(), &mut self.index, Instant::now());
+            let change = source.want(&self.demand, &mut self.index, Instant::now());
             self.changed(change);
         }
     }

@@ -6,7 +6,7 @@
 pub mod envoy;
 pub mod istio;
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use crate::policy::{
     governance::is_active,
@@ -74,13 +74,14 @@ pub fn destinations<'p>(
                 notes.push(Note { policy: policy.id.clone(), destination: Some(rule.name.clone()), text });
             };
             let mut domains: Vec<String> = Vec::new();
-            let mut ports = &rule.ports;
+            let mut ports = Cow::Borrowed(&rule.ports);
             for peer in &rule.peers {
                 match peer {
                     Peer::Unresolved(Unresolved::Domains(names)) => domains.extend(names.iter().cloned()),
                     Peer::Cloud(cloud) if !cloud.domains.is_empty() => {
+                        let Some(both) = cloud.ports(&rule.ports) else { continue };
                         domains.extend(cloud.domains.iter().cloned());
-                        ports = cloud.ports(&rule.ports);
+                        ports = both;
                     }
                     _ => {}
                 }
@@ -94,7 +95,7 @@ pub fn destinations<'p>(
                 );
                 continue;
             }
-            let ports = numbers(ports, &mut note);
+            let ports = numbers(&ports, &mut note);
             if !ports.is_empty() {
                 let (policy, name) = (policy.id.clone(), rule.name.clone());
                 destinations.push(Destination { policy, name, domains, ports });

@@ -50,9 +50,14 @@ fn selectors(cluster: &Cluster, draws: &[Option<Index>]) -> BTreeMap<NsName, Lab
     selectors
 }
 
-/// A scenario whose NetworkPolicies are such as the API takes.
+/// A scenario such as the API takes: what NetworkPolicies can say, and namespaces whose name label is their name.
 fn real() -> impl Strategy<Value = Scenario> {
     scenario().prop_map(|mut scenario| {
+        for (name, labels) in &mut scenario.cluster.namespaces {
+            if labels.get("kubernetes.io/metadata.name").is_some_and(|label| *label != **name) {
+                *labels = Labels::new();
+            }
+        }
         for policy in scenario.cluster.policies.values_mut() {
             if policy.id.kind == PolicyKind::NetworkPolicy {
                 *policy = Arc::new(network_policy(policy));

@@ -25,6 +25,19 @@ use crate::{
 };
 
 impl Node {
+    /// How old the ranges of each provider are: since the controller made what it publishes, or since a file was read.
+    fn ranges_ages(&self) -> Vec<(&str, Duration)> {
+        let now = clock::wall_seconds_and_fraction().0;
+        let published = match &self.source {
+            Source::Directory(_) => None,
+            Source::Kube(source) => Some(source.published()),
+        };
+        let published = published.into_iter().flatten();
+        let published = published.filter_map(|(name, published)| Some((name.as_str(), published.created()?)));
+        let ages = published.chain(self.ranges.read_at());
+        ages.map(|(name, at)| (name, Duration::from_secs(now.saturating_sub(at)))).collect()
+    }
+
     /// Everything a scrape is to see.
     pub(super) fn collect(&self) -> anyhow::Result<Vec<Family>> {
         let maps = self.engine.maps();
@@ -112,6 +125,7 @@ impl Node {
         families.push(metrics::manifest_errors(self.manifest_errors));
         families.extend(metrics::map_families(&uses));
         families.push(metrics::exception_expiry(&expiries));
+        families.push(metrics::cloud_ranges_age(&self.ranges_ages()));
         families.push(metrics::events_lost(lost));
         families.push(metrics::socket_store_failures(unstored));
         families.push(metrics::repairs(self.repairs));

@@ -57,6 +57,15 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", env = "EGRESS_SNAPSHOT", help_heading = SOURCE)]
     snapshot: Option<PathBuf>,
 
+    /// Follow the address ranges of clouds that the controller publishes in this namespace; nothing: do not
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_RANGES_NAMESPACE", default_value = "egress-controller", help_heading = SOURCE)]
+    ranges_namespace: String,
+
+    /// Read a provider's address ranges from this file, in the provider's own format, and again when it changes; `custom` for
+    /// services of your own; may be repeated
+    #[arg(long, value_name = "PROVIDER=FILE", env = "EGRESS_RANGES", value_delimiter = ',', value_parser = provider_file, help_heading = SOURCE)]
+    ranges: Vec<(String, PathBuf)>,
+
     /// What a pod may do before its policies are known, unless its namespace's label egress-agent.dev/pod-start says otherwise
     #[arg(long, value_name = "MODE", env = "EGRESS_POD_START", default_value = "strict", help_heading = ENFORCEMENT)]
     pod_start: PodStart,
@@ -199,7 +208,16 @@ enum LogFormat {
     Json,
 }
 
-fn namespaced(text: &str) -> Result<NsName, String> {
+fn provider_file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((provider, file)) if !provider.is_empty() && !file.is_empty() => {
+            Ok((provider.to_owned(), file.into()))
+        }
+        _ => Err("write it as PROVIDER=FILE, such as aws=/etc/egress/ip-ranges.json".to_owned()),
+    }
+}
+
+pub(super) fn namespaced(text: &str) -> Result<NsName, String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(NsName::new(namespace, name))
@@ -275,6 +293,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             rule_slots: arguments.max_destinations + 1,
             ..Capacities::default()
         },
+        ranges_namespace: Some(arguments.ranges_namespace.clone()).filter(|name| !name.is_empty()),
+        ranges_files: arguments.ranges.clone(),
         print_events: arguments.output == Some(Output::Json),
     };
     let runtime =

@@ -15,7 +15,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::network_policy;
+use super::{generated, network_policy};
 use crate::policy::{
     cluster::{self, NamedPort, NsName},
     index::{Object, ObjectKind},
@@ -277,13 +277,17 @@ pub fn config_map(object: ConfigMap) -> Result<Object, Error> {
     Ok(Object::ConfigMap { id, managed, policy })
 }
 
-/// Returns a NetworkPolicy's egress half, or why it has none that can be enforced.
+/// Returns a NetworkPolicy's egress half, or why it has none that can be enforced. One that was generated from a policy has none: it says
+/// the same again, where it cannot say it exactly something wider.
 ///
 /// # Errors
 ///
 /// Without a name.
 pub fn network_policy(object: NetworkPolicy) -> Result<Object, Error> {
     let id = namespaced(ObjectKind::NetworkPolicy, &object.metadata)?;
+    if generated::is_generated(&object.metadata) {
+        return Ok(Object::NetworkPolicy(id, Ok(None)));
+    }
     let policy = network_policy::egress(&id, object.spec);
     Ok(Object::NetworkPolicy(id, policy))
 }

@@ -46,6 +46,16 @@ pub struct Origin<'a> {
     pub losses: &'a [Loss],
 }
 
+/// Tells whether an object was generated from a policy.
+#[must_use]
+pub fn is_generated(metadata: &ObjectMeta) -> bool {
+    let has = |pairs: &Option<BTreeMap<String, String>>, key: &str, wanted: Option<&str>| {
+        let value = pairs.as_ref().and_then(|pairs| pairs.get(key));
+        value.is_some_and(|value| wanted.is_none_or(|wanted| value == wanted))
+    };
+    has(&metadata.labels, MANAGED_BY.0, Some(MANAGED_BY.1)) && has(&metadata.annotations, SOURCE, None)
+}
+
 /// Returns an object of a policy as Kubernetes has it.
 #[must_use]
 pub fn object(object: &generated::NetworkPolicy, origin: &Origin<'_>) -> NetworkPolicy {

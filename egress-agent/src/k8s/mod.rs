@@ -7,6 +7,7 @@ pub mod convert;
 pub mod generated;
 pub mod manifests;
 pub mod network_policy;
+pub mod published;
 pub mod snapshot;
 pub mod source;
 pub mod trimmed;

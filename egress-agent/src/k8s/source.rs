@@ -24,6 +24,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use self::ranges::Published;
 use super::{
     convert::MANAGED,
     trimmed::{Raw, Rejected, plural},
@@ -82,6 +83,8 @@ pub enum Subject {
     OwnNode,
     /// All nodes.
     Nodes,
+    /// The published ranges of a provider.
+    Ranges(String),
 }
 
 impl Subject {
@@ -90,7 +93,7 @@ impl Subject {
     pub const fn kind(&self) -> ObjectKind {
         match self {
             Self::Namespaces => ObjectKind::Namespace,
-            Self::Policies => ObjectKind::ConfigMap,
+            Self::Policies | Self::Ranges(_) => ObjectKind::ConfigMap,
             Self::NetworkPolicies => ObjectKind::NetworkPolicy,
             Self::LocalPods | Self::RemotePods(_) => ObjectKind::Pod,
             Self::Services(_) => ObjectKind::Service,
@@ -127,6 +130,7 @@ impl fmt::Display for Subject {
             Self::Slices(_) => write!(f, "endpointslices in {}", place(self)),
             Self::OwnNode => f.write_str("this node"),
             Self::Nodes => f.write_str("all nodes"),
+            Self::Ranges(provider) => write!(f, "published ranges of {provider}"),
         }
     }
 }
@@ -156,6 +160,8 @@ enum News {
     Gone(Option<ObjectKey>),
     /// The list is whole: what was not in it is gone.
     End,
+    /// What is published of a provider's ranges is another than before; nothing if nothing is.
+    Ranges(Option<Box<Published>>),
     /// The watch cannot go on for now.
     Failed(String),
 }
@@ -204,10 +210,14 @@ pub struct Taken {
 /// How to follow.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The name of this node.
+    /// The name of this node; empty where this is none, so that no pod is local.
     pub node: String,
     /// Whether NetworkPolicies are followed.
     pub network_policies: bool,
+    /// The namespace that ranges are published in, if any are.
+    pub ranges: Option<String>,
+    /// Providers whose ranges are known otherwise.
+    pub other_ranges: BTreeSet<String>,
 }
 
 /// Follows an API server.
@@ -225,6 +235,10 @@ pub struct KubeSource {
     /// Pods of other nodes with the name of one here.
     shadowed: BTreeMap<NsName, Object>,
     rejected: BTreeMap<(Subject, String), String>,
+    /// What is in force of published ranges.
+    published: BTreeMap<String, Published>,
+    /// Of which providers that was not asked for yet.
+    unkept: BTreeSet<String>,
     /// The lengths of policies.
     lengths: Texts,
     /// When policies were listed again last for one that was not kept.
@@ -257,13 +271,18 @@ impl KubeSource {
             local: BTreeSet::new(),
             shadowed: BTreeMap::new(),
             rejected: BTreeMap::new(),
+            published: BTreeMap::new(),
+            unkept: BTreeSet::new(),
             lengths: Texts::default(),
             listed_again: None,
             events: BTreeMap::new(),
             failures: 0,
         };
-        for subject in [Subject::Namespaces, Subject::Policies, Subject::LocalPods] {
+        for subject in [Subject::Namespaces, Subject::Policies] {
             source.follow(subject);
+        }
+        if !source.options.node.is_empty() {
+            source.follow(Subject::LocalPods);
         }
         if source.options.network_policies {
             source.follow(Subject::NetworkPolicies);
@@ -306,15 +325,34 @@ impl KubeSource {
             (false, true) => Nodes::Own,
             (false, false) => Nodes::Nothing,
         };
-        Demand { pods, services: both(services, slices), nodes }
+        let ranges = match &self.options.ranges {
+            // Nobody publishes any: there is nothing to wait for.
+            None => Scope::Everything,
+            Some(_) => {
+                let here = self.watches.iter().filter(|(_, watch)| watch.synced);
+                let here = here.filter_map(|(subject, _)| match subject {
+                    Subject::Ranges(provider) => Some(provider.clone()),
+                    _ => None,
+                });
+                let here = here.chain(self.options.other_ranges.iter().cloned()).collect::<BTreeSet<_>>();
+                if here.is_empty() { Scope::Nothing } else { Scope::Namespaces(here) }
+            }
+        };
+        Demand { pods, services: both(services, slices), nodes, ranges }
     }
 
     /// Follows what is demanded, and after a while no longer what is not.
     ///
     /// A wider watch replaces narrower ones only once it has seen everything. Returns what leaving something has changed.
-    pub fn want(&mut self, demand: Demand, index: &mut Index, now: Instant) -> Change {
+    pub fn want(&mut self, demand: &Demand, index: &mut Index, now: Instant) -> Change {
         self.list_again(index, now);
-        let wanted = subjects(&demand.rounded());
+        let mut wanted = subjects(demand);
+        wanted.retain(|subject| match subject {
+            Subject::Ranges(provider) => {
+                self.options.ranges.is_some() && !self.options.other_ranges.contains(provider)
+            }
+            _ => true,
+        });
         for subject in &wanted {
             match self.watches.get_mut(subject) {
                 Some(watch) => watch.idle = None,
@@ -451,13 +489,25 @@ impl KubeSource {
                 }
                 if subject == Subject::LocalPods && !pods_known {
                     // The others are listed again, now that somebody needs them.
-                    let closed = self.lengths.left.iter().filter(|namespace| {
-                        !index.reads(namespace) || self.lengths.is_too_large(namespace)
-                    });
+                    let closed =
+                        self.lengths.left.iter().filter(|namespace| {
+                            !index.reads(namespace) || self.lengths.is_too_large(namespace)
+                        });
                     let closed: Vec<NsName> =
                         closed.flat_map(|namespace| index.config_maps(namespace)).collect();
                     taken.change |= self.close(closed, true, index);
                 }
+            }
+            News::Ranges(published) => {
+                *self.events.entry(subject.kind()).or_default() += 1;
+                if let Subject::Ranges(provider) = &subject {
+                    taken.change = self.publish(provider, published, index);
+                    // The whole set of one provider at once, so it may matter whatever else is still under way.
+                    taken.apply = taken.change.cluster;
+                    taken.here = taken.apply;
+                }
+                taken.status = true;
+                return taken;
             }
             News::Failed(reason) => {
                 self.failures += 1;
@@ -504,16 +554,66 @@ impl KubeSource {
         self.failures
     }
 
+    /// Takes what is published of a provider's ranges. What is gone stays in force until this process ends: somebody may only be
+    /// about to publish anew.
+    fn publish(&mut self, provider: &str, published: Option<Box<Published>>, index: &mut Index) -> Change {
+        let Some(published) = published else { return Change::NONE };
+        let mut ranges = index.ranges().clone();
+        published.enter(provider, &mut ranges);
+        self.unkept.insert(provider.to_owned());
+        self.published.insert(provider.to_owned(), *published);
+        index.set_ranges(ranges)
+    }
+
+    /// Returns what was published since the last call.
+    pub fn take_news(&mut self) -> Vec<(String, Published)> {
+        let unkept = std::mem::take(&mut self.unkept);
+        unkept
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), self.published.get(&name)?.clone())))
+            .collect()
+    }
+
+    /// Returns what is published, by provider.
+    #[must_use]
+    pub fn published(&self) -> &BTreeMap<String, Published> {
+        &self.published
+    }
+
+    fn follow_ranges(&mut self, provider: String, number: u64) -> AbortHandle {
+        let namespace = self.options.ranges.clone().unwrap_or_default();
+        let subject = Subject::Ranges(provider.clone());
+        let teller = Teller { subject, watch: number, news: self.news.clone() };
+        self.tasks.spawn(ranges::follow(self.client.clone(), namespace, provider, teller))
+    }
+
     fn follow(&mut self, subject: Subject) {
         self.started += 1;
         let number = self.started;
+        let task = match &subject {
+            Subject::Ranges(provider) => self.follow_ranges(provider.clone(), number),
+            _ => self.follow_objects(&subject, number),
+        };
+        let watch = Watch {
+            number,
+            task,
+            synced: false,
+            listed: None,
+            unreadable: BTreeSet::new(),
+            failed: None,
+            idle: None,
+        };
+        self.watches.insert(subject, watch);
+    }
+
+    fn follow_objects(&mut self, subject: &Subject, number: u64) -> AbortHandle {
         let kind = subject.kind();
         let api: Api<Raw> = match subject.namespace() {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind),
             None => Api::all_with(self.client.clone(), &kind),
         };
         let mut config = watcher::Config::default().page_size(PAGE);
-        match &subject {
+        match subject {
             Subject::Policies => config = config.labels(&format!("{}={}", MANAGED.0, MANAGED.1)),
             Subject::LocalPods => config = config.fields(&format!("spec.nodeName={}", self.options.node)),
             Subject::RemotePods(_) => {
@@ -526,17 +626,7 @@ impl KubeSource {
             _ => {}
         }
         let teller = Teller { subject: subject.clone(), watch: number, news: self.news.clone() };
-        let task = self.tasks.spawn(watch(api, config, teller));
-        let watch = Watch {
-            number,
-            task,
-            synced: false,
-            listed: None,
-            unreadable: BTreeSet::new(),
-            failed: None,
-            idle: None,
-        };
-        self.watches.insert(subject, watch);
+        self.tasks.spawn(watch(api, config, teller))
     }
 
     /// Stops a watch, and forgets what no other watch is about.
@@ -675,8 +765,10 @@ impl KubeSource {
         &self.local
     }
 
-    /// Takes over what an index holds already, from a time before: the watches then delete what is gone since.
-    pub fn adopt(&mut self, index: &Index) {
+    /// Takes over what an index holds already, from a time before: the watches then delete what is gone since. `published` are the ranges
+    /// in it.
+    pub fn adopt(&mut self, index: &Index, published: Vec<(String, Published)>) {
+        self.published.extend(published);
         let here = index.cluster().pods.local().filter(|(_, pod)| *pod.node() == *self.options.node);
         self.local.extend(here.map(|(id, _)| id.clone()));
     }
@@ -810,7 +902,11 @@ fn both(left: Scope, right: Scope) -> Scope {
 
 /// Returns what to watch for a demand.
 fn subjects(demand: &Demand) -> BTreeSet<Subject> {
+    let demand = demand.clone().rounded();
     let mut subjects = BTreeSet::new();
+    if let Scope::Namespaces(providers) = &demand.ranges {
+        subjects.extend(providers.iter().cloned().map(Subject::Ranges));
+    }
     let mut add = |scope: &Scope, subject: fn(Option<String>) -> Subject| match scope {
         Scope::Nothing => {}
         Scope::Namespaces(names) => subjects.extend(names.iter().cloned().map(|name| subject(Some(name)))),
@@ -916,5 +1012,6 @@ async fn watch(api: Api<Raw>, config: watcher::Config, teller: Teller) {
     }
 }
 
+pub mod ranges;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cluster::{Cluster, Settings},
-    model::{Effect, Entity, Peer, PolicyId, Rule},
+    model::{Effect, Entity, Peer, PolicyId, Rule, Unresolved},
+    ranges::{AWS, CUSTOM},
 };
 
 /// From how many namespaces on one question about all of them is cheaper than a question about each.
@@ -101,13 +102,21 @@ pub struct Demand {
     pub services: Scope,
     /// Nodes.
     pub nodes: Nodes,
+    /// Published ranges, by the lower case of their provider's name instead of a namespace.
+    #[serde(default)]
+    pub ranges: Scope,
 }
 
 impl Demand {
     /// Everything there is.
     #[must_use]
     pub const fn everything() -> Self {
-        Self { pods: Scope::Everything, services: Scope::Everything, nodes: Nodes::Everything }
+        Self {
+            pods: Scope::Everything,
+            services: Scope::Everything,
+            nodes: Nodes::Everything,
+            ranges: Scope::Everything,
+        }
     }
 
     /// Takes in another demand.
@@ -115,18 +124,22 @@ impl Demand {
         self.pods.add(other.pods);
         self.services.add(other.services);
         self.nodes = self.nodes.max(other.nodes);
+        self.ranges.add(other.ranges);
     }
 
     /// Returns whether everything in `other` is in this one.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        self.pods.covers(&other.pods) && self.services.covers(&other.services) && self.nodes >= other.nodes
+        self.pods.covers(&other.pods)
+            && self.services.covers(&other.services)
+            && self.nodes >= other.nodes
+            && self.ranges.covers(&other.ranges)
     }
 
     /// Returns this demand with scopes of many namespaces made into everything.
     #[must_use]
     pub fn rounded(self) -> Self {
-        Self { pods: self.pods.rounded(), services: self.services.rounded(), nodes: self.nodes }
+        Self { pods: self.pods.rounded(), services: self.services.rounded(), ..self }
     }
 }
 
@@ -206,13 +219,18 @@ fn of_rule(cluster: &Cluster, settings: &Settings, namespace: &str, rule: &Rule)
         match peer {
             Peer::Any => {}
             Peer::Cidrs { cidrs, .. } => fronts &= !cidrs.iter().all(never_behind_a_service),
-            Peer::Cloud(cloud) => fronts &= !cloud.cidrs.iter().all(never_behind_a_service),
-            // One that is denied stands for the world.
-            Peer::Unresolved(what) if denies && what.is_cloud() => {
-                demand.add(Demand::everything());
+            Peer::Cloud(cloud) => {
+                demand.ranges.add(published(&cloud.what));
+                fronts &= !cloud.cidrs.iter().all(never_behind_a_service);
+            }
+            Peer::Unresolved(what) => {
+                demand.ranges.add(published(what));
+                // One that is denied stands for the world.
+                if denies && what.is_cloud() {
+                    demand.add(world());
+                }
                 fronts = false;
             }
-            Peer::Unresolved(_) => fronts = false,
             Peer::Pods { namespaces, .. } => {
                 let scope = match namespaces {
                     None => Scope::namespace(namespace),
@@ -230,13 +248,30 @@ fn of_rule(cluster: &Cluster, settings: &Settings, namespace: &str, rule: &Rule)
             Peer::Entity(Entity::KubeApiserver) => demand.services.add(Scope::namespace("default")),
             Peer::Entity(Entity::ClusterDns) => demand.services.add(dns(settings)),
             Peer::Entity(Entity::Node) => demand.nodes = demand.nodes.max(Nodes::Own),
-            Peer::Entity(Entity::World) => demand.add(Demand::everything()),
+            Peer::Entity(Entity::World) => demand.add(world()),
         }
         if fronts {
             demand.services.add(Scope::Everything);
         }
     }
     demand
+}
+
+/// All of the cluster, to know what is outside.
+fn world() -> Demand {
+    Demand { ranges: Scope::Nothing, ..Demand::everything() }
+}
+
+/// The ranges that say what a destination is.
+fn published(what: &Unresolved) -> Scope {
+    let custom = |name: &str| name.eq_ignore_ascii_case(AWS).then(|| CUSTOM.to_owned());
+    let provider = match what {
+        Unresolved::AwsService { .. } => AWS,
+        Unresolved::Cloud { provider, .. } => provider,
+        Unresolved::Domains(_) => return Scope::Nothing,
+    };
+    let names = custom(provider).into_iter().chain([provider.to_ascii_lowercase()]);
+    Scope::Namespaces(names.collect())
 }
 
 /// Returns whether no address of a prefix can be an endpoint of a Service: the API refuses unspecified, loopback, link-local and
@@ -314,12 +349,12 @@ mod tests {
         assert_eq!(allowed(r#""entity": "kube-apiserver""#), services(names(&["default"])));
         assert_eq!(allowed(r#""entity": "cluster-dns""#), services(names(&["kube-system"])));
         assert_eq!(allowed(r#""entity": "node""#), Demand { nodes: Nodes::Own, ..Demand::default() });
-        assert_eq!(allowed(r#""entity": "world""#), Demand::everything());
+        assert_eq!(allowed(r#""entity": "world""#), world());
     }
 
     #[test]
     fn selectors_need_the_namespaces_they_choose() {
-        let both = |scope: Scope| Demand { pods: scope.clone(), services: scope, nodes: Nodes::Nothing };
+        let both = |scope: Scope| Demand { pods: scope.clone(), services: scope, ..Demand::default() };
         assert_eq!(allowed(r#""pods": {"podSelector": {}}"#), both(names(&["shop"])));
         let team = r#""pods": {"namespaceSelector": {"matchLabels": {"team": "b"}}, "podSelector": {}}"#;
         assert_eq!(allowed(team), both(names(&["infra", "web"])));

@@ -17,7 +17,8 @@ use super::{
     cluster::{Cluster, EndpointSlice, Labels, NamedPorts, Node, NsName, Pod, Service},
     document,
     finding::{Finding, Severity},
-    model::{DefaultAction, LabelSelector, Mode, Policy, PolicyId, PolicyKind},
+    model::{Cloud, DefaultAction, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, Ports},
+    ranges::{Found, Missing, Ranges},
 };
 
 /// The kinds of object the index knows.
@@ -312,6 +313,8 @@ pub struct Index {
     for_pods_here: bool,
     /// ConfigMaps of namespaces that have none.
     unread: BTreeMap<NsName, Unread>,
+    /// What clouds' services stand for.
+    ranges: Ranges,
 }
 
 impl Default for Index {
@@ -337,6 +340,7 @@ impl Index {
             sources: BTreeMap::new(),
             for_pods_here: false,
             unread: BTreeMap::new(),
+            ranges: Ranges::default(),
         }
     }
 
@@ -417,6 +421,33 @@ impl Index {
         let unread = self.unread.iter().map(|(id, unread)| (id, &unread.text, &unread.good));
         let texts = read.chain(unread).map(|(id, text, good)| (id.clone(), text.clone(), good.clone()));
         View { cluster: self.cluster.clone(), texts: texts.collect() }
+    }
+
+    /// Returns what clouds' services stand for.
+    #[must_use]
+    pub fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    /// Sets what clouds' services stand for. Each policy that speaks of one changes as a whole, or not at all.
+    pub fn set_ranges(&mut self, ranges: Ranges) -> Change {
+        if self.ranges == ranges {
+            return Change::NONE;
+        }
+        self.ranges = ranges;
+        let mut changed = false;
+        for policy in self.cluster.policies.values_mut() {
+            if !names_a_cloud(policy) {
+                continue;
+            }
+            let mut resolved = Policy::clone(policy);
+            resolve(&mut resolved, &self.ranges);
+            if resolved != **policy {
+                *policy = Arc::new(resolved);
+                changed = true;
+            }
+        }
+        Change::cluster(changed)
     }
 
     /// Takes an object in its present version.
@@ -696,7 +727,10 @@ impl Index {
     }
 
     /// Puts a policy in force. An equal one keeps its place in memory, so that whoever holds it can tell by its address.
-    fn put_policy(&mut self, id: &PolicyId, policy: Policy) -> bool {
+    fn put_policy(&mut self, id: &PolicyId, mut policy: Policy) -> bool {
+        if names_a_cloud(&policy) {
+            resolve(&mut policy, &self.ranges);
+        }
         if self.cluster.policies.get(id).is_some_and(|present| **present == policy) {
             return false;
         }
@@ -722,6 +756,39 @@ impl Index {
             .remove(&policy_id)
             .is_some_and(|source| !source.findings.is_empty() || source.in_force != InForce::Current);
         Change { cluster: self.cluster.policies.remove(&policy_id).is_some(), problems }
+    }
+}
+
+fn names_a_cloud(policy: &Policy) -> bool {
+    policy.rules.iter().flat_map(|rule| &rule.peers).any(|peer| match peer {
+        Peer::Cloud(_) => true,
+        Peer::Unresolved(what) => what.is_cloud(),
+        _ => false,
+    })
+}
+
+/// Gives each cloud's service of a policy the addresses it has now.
+///
+/// One that the ranges know, but that has no address in the regions named, has none; one that they do not know is unresolved.
+fn resolve(policy: &mut Policy, ranges: &Ranges) {
+    for peer in policy.rules.iter_mut().flat_map(|rule| &mut rule.peers) {
+        let what = match peer {
+            Peer::Cloud(cloud) => cloud.what.clone(),
+            Peer::Unresolved(what) if what.is_cloud() => what.clone(),
+            _ => continue,
+        };
+        let found = match ranges.resolve(&what) {
+            Ok(found) => Some(found),
+            Err(Missing::Empty { .. }) => Some(Found::default()),
+            Err(_) => None,
+        };
+        *peer = match found {
+            Some(Found { cidrs, domains, ports, .. }) => {
+                let ports = (!ports.is_empty()).then_some(Ports::List(ports));
+                Peer::Cloud(Arc::new(Cloud { what, cidrs, domains, ports }))
+            }
+            None => Peer::Unresolved(what),
+        };
     }
 }
 
@@ -1211,5 +1278,65 @@ mod tests {
             assert_eq!(index.apply(object), CLUSTER);
         }
         assert!(index.labels.known.len() <= 1024 + 1, "{} are known", index.labels.known.len());
+    }
+
+    #[test]
+    fn ranges_change_the_policies_that_name_a_cloud_and_no_others() {
+        use crate::policy::ranges::{Builder, Row};
+
+        let ranges = |prefixes: &[&str]| {
+            let mut builder = Builder::new();
+            for prefix in prefixes {
+                let row = Row {
+                    service: "S3",
+                    region: "us-east-1",
+                    network_border_group: "us-east-1",
+                    wider: "",
+                    cidr: prefix.parse().expect("a literal prefix"),
+                };
+                builder.push(row).expect("it can be published");
+            }
+            let mut ranges = Ranges::default();
+            ranges.set_provider("aws", Arc::new(builder.finish(Some(1))));
+            ranges
+        };
+        let mut index = Index::default();
+        let put = |index: &mut Index, name: &str, destination: &str| {
+            let text = format!(
+                r#"{{"defaultAction": "deny", "allowedDestinations": [{{"name": "a", {destination}}}]}}"#
+            );
+            let id = NsName::new("ns", name);
+            let _ = index.apply(Object::ConfigMap { id: id.clone(), managed: true, policy: Some(text) });
+            PolicyId { kind: PolicyKind::ConfigMap, id }
+        };
+        let s3 = put(&mut index, "s3", r#""awsService": "s3""#);
+        let other = put(&mut index, "other", r#""cidr": "10.0.0.0/8""#);
+        let peer = |index: &Index, id: &PolicyId| index.cluster().policies[id].rules[0].peers[0].clone();
+        assert!(matches!(peer(&index, &s3), Peer::Unresolved(_)));
+        let before = Arc::clone(&index.cluster().policies[&other]);
+
+        assert!(index.set_ranges(ranges(&["192.0.2.0/24"])).cluster);
+        let cidrs = |index: &Index, id: &PolicyId| match peer(index, id) {
+            Peer::Cloud(cloud) => cloud.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(cidrs(&index, &s3), ["192.0.2.0/24"]);
+        assert!(Arc::ptr_eq(&before, &index.cluster().policies[&other]), "it is not made anew");
+        assert_eq!(index.set_ranges(ranges(&["192.0.2.0/24"])), Change::NONE);
+        // One that comes later has them at once, and one whose last version is invalid follows them, too.
+        let late = put(&mut index, "late", r#""awsService": "S3", "regions": ["us-east-1"]"#);
+        assert_eq!(cidrs(&index, &late), ["192.0.2.0/24"]);
+        let _ = put(&mut index, "s3", r#""awsService": 5"#);
+        assert!(index.set_ranges(ranges(&["198.51.100.0/24"])).cluster);
+        assert_eq!(cidrs(&index, &s3), ["198.51.100.0/24"]);
+        // Nothing of a region is nothing, and nothing known is unresolved.
+        let none = put(
+            &mut index,
+            "none",
+            r#""cloud": {"provider": "aws", "service": "S3", "regions": ["GLOBAL"]}"#,
+        );
+        assert!(matches!(peer(&index, &none), Peer::Unresolved(_)), "the ranges have no such region");
+        assert!(index.set_ranges(Ranges::default()).cluster);
+        assert!(matches!(peer(&index, &s3), Peer::Unresolved(_)));
     }
 }

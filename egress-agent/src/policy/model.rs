@@ -1,6 +1,6 @@
 //! A policy in our own words, already validated: where it came from no longer matters.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -140,17 +140,24 @@ pub struct Cloud {
     pub cidrs: Arc<[IpNet]>,
     /// Domain patterns that belong to it, lower case, without a final dot.
     pub domains: Vec<String>,
-    /// Ports of the definition, which hold where the rule names none. Only a service the platform team defined has them.
+    /// Ports of the definition; traffic must match the rule's, too. Only a service the platform team defined has them.
     pub ports: Option<Ports>,
 }
 
 impl Cloud {
-    /// Returns the ports that hold for it in a rule: the rule's, or the definition's where the rule names none.
+    /// Returns the ports that hold for it in a rule: what both the rule and the definition name; nothing if that is none.
+    ///
+    /// A port by name is none: names are those of pods and Services.
     #[must_use]
-    pub fn ports<'a>(&'a self, rule: &'a Ports) -> &'a Ports {
+    pub fn ports<'a>(&'a self, rule: &'a Ports) -> Option<Cow<'a, Ports>> {
         match (rule, &self.ports) {
-            (Ports::All, Some(own)) => own,
-            _ => rule,
+            (_, None | Some(Ports::All)) => Some(Cow::Borrowed(rule)),
+            (Ports::All, Some(own)) => Some(Cow::Borrowed(own)),
+            (Ports::List(rule), Some(Ports::List(own))) => {
+                let both: Vec<PortSpec> =
+                    rule.iter().flat_map(|rule| own.iter().filter_map(|own| rule.and(own))).collect();
+                (!both.is_empty()).then(|| Cow::Owned(Ports::List(both)))
+            }
         }
     }
 }
@@ -217,6 +224,27 @@ pub struct PortSpec {
     pub protocol: Protocol,
     /// The ports; always [`PortMatch::Any`] for ICMP.
     pub port: PortMatch,
+}
+
+impl PortSpec {
+    /// Returns what both name by number.
+    fn and(&self, other: &Self) -> Option<Self> {
+        if self.protocol != other.protocol {
+            return None;
+        }
+        let port = match (&self.port, &other.port) {
+            (PortMatch::Name(_), _) | (_, PortMatch::Name(_)) => return None,
+            (PortMatch::Any, port) | (port, PortMatch::Any) => port.clone(),
+            (PortMatch::Range(a, b), PortMatch::Range(c, d)) => {
+                let (first, last) = (*a.max(c), *b.min(d));
+                if first > last {
+                    return None;
+                }
+                PortMatch::Range(first, last)
+            }
+        };
+        Some(Self { protocol: self.protocol, port })
+    }
 }
 
 /// Ports of one protocol. Numbers are host order, 1 to 65535.

@@ -39,7 +39,8 @@ use crate::policy::{
 /// The name of the provider whose services are the custom ones.
 pub const CUSTOM: &str = "custom";
 
-const AWS: &str = "aws";
+/// The name of the provider that `awsService` speaks of.
+pub const AWS: &str = "aws";
 
 /// The published ranges of all providers. Copies share what they hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -427,8 +427,13 @@ fn grants(
     ports: &Ports,
     effect: Effect,
 ) -> Vec<Grant> {
+    let own;
     let (peer, ports) = match peer {
-        Peer::Cloud(cloud) => (peer, cloud.ports(ports)),
+        Peer::Cloud(cloud) => {
+            let Some(both) = cloud.ports(ports) else { return Vec::new() };
+            own = both;
+            (peer, &*own)
+        }
         // Until its addresses are known, what is denied may be anywhere.
         Peer::Unresolved(what) if effect == Effect::Deny && what.is_cloud() => (&WORLD, ports),
         _ => (peer, ports),

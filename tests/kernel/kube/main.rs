@@ -9,6 +9,7 @@ mod faults;
 mod input;
 mod lifecycle;
 mod policies;
+mod ranges;
 mod rights;
 mod scene;
 mod speed;
@@ -49,6 +50,8 @@ cases! {
     labels_of_pods_select: crate::policies::labels_of_pods_select,
     a_pod_comes_again_with_another_uid: crate::policies::a_pod_comes_again,
     a_service_is_followed: crate::policies::a_service_is_followed,
+    ranges_come_and_change: crate::ranges::come_and_change,
+    what_is_denied_is_denied_before_it_is_known: crate::ranges::denied_before_known,
     a_start_without_a_server_keeps_what_is_pinned: crate::startup::pins_hold,
     a_start_after_a_reboot_uses_the_kept_state: crate::startup::kept_state_holds,
     an_agent_ends_and_the_next_takes_over: crate::lifecycle::upgrade,

@@ -22,7 +22,12 @@ impl Scene {
         let silent = tower::service_fn(|_request: Request<Body>| {
             std::future::pending::<Result<Response<Body>, Infallible>>()
         });
-        let options = Options { node: OWN.to_owned(), network_policies: false };
+        let options = Options {
+            node: OWN.to_owned(),
+            network_policies: false,
+            ranges: Some("ranges".to_owned()),
+            other_ranges: BTreeSet::new(),
+        };
         let (source, _receiver) = KubeSource::start(Client::new(silent, "default"), options);
         Self { source, index: Index::default(), start: Instant::now() }
     }
@@ -75,7 +80,7 @@ impl Scene {
     }
 
     fn want(&mut self, demand: &Demand, seconds: u64) -> Change {
-        self.source.want(demand.clone(), &mut self.index, self.start + Duration::from_secs(seconds))
+        self.source.want(demand, &mut self.index, self.start + Duration::from_secs(seconds))
     }
 
     fn pods(&self) -> Vec<String> {
@@ -237,7 +242,7 @@ async fn what_a_time_before_has_left_is_deleted_by_the_first_list() {
     for object in [pod("a", OWN, "10.0.0.1"), pod("b", OWN, "10.0.0.2"), pod("c", "there", "10.0.0.3")] {
         let _ = scene.index.apply(object);
     }
-    scene.source.adopt(&scene.index);
+    scene.source.adopt(&scene.index, Vec::new());
     assert_eq!(scene.source.local().len(), 2);
     scene.list(&Subject::LocalPods, vec![pod("b", OWN, "10.0.0.2")]);
     assert_eq!(scene.pods(), ["shop/b@10.0.0.2", "shop/c@10.0.0.3"]);
@@ -247,7 +252,12 @@ async fn what_a_time_before_has_left_is_deleted_by_the_first_list() {
 async fn no_more_is_followed_than_is_demanded() {
     let mut scene = Scene::new();
     assert_eq!(scene.followed(), [""; 0]);
-    let demand = Demand { pods: scope(&["shop"]), services: scope(&["kube-system"]), nodes: Nodes::Own };
+    let demand = Demand {
+        pods: scope(&["shop"]),
+        services: scope(&["kube-system"]),
+        nodes: Nodes::Own,
+        ranges: Scope::Nothing,
+    };
     let _ = scene.want(&demand, 0);
     assert_eq!(
         scene.followed(),
@@ -335,7 +345,7 @@ async fn what_no_watch_is_about_is_forgotten() {
     ] {
         let _ = scene.index.apply(object);
     }
-    scene.source.adopt(&scene.index);
+    scene.source.adopt(&scene.index, Vec::new());
     assert!(scene.source.forget_unfollowed(&mut scene.index).cluster);
     assert_eq!(scene.pods(), ["shop/a@10.0.0.1"], "only the pods of this node are followed");
     let cluster = scene.index.cluster();

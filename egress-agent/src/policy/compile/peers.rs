@@ -145,10 +145,12 @@ impl<'a> Directory<'a> {
             },
             Peer::Entity(Entity::World) => self.world(grants, origin, ports),
             Peer::Cloud(cloud) => {
-                let ranges = ports::numeric(cloud.ports(ports));
-                grants.add(origin, &ranges, cloud.cidrs.to_vec(), Vec::new());
-                if origin.denies() {
-                    self.close(grants, origin, &ranges, &cloud.cidrs, &[]);
+                if let Some(ports) = cloud.ports(ports) {
+                    let ranges = ports::numeric(&ports);
+                    grants.add(origin, &ranges, cloud.cidrs.to_vec(), Vec::new());
+                    if origin.denies() {
+                        self.close(grants, origin, &ranges, &cloud.cidrs, &[]);
+                    }
                 }
                 if !cloud.domains.is_empty() {
                     why.push(Why::NotLookedUp(Unresolved::Domains(cloud.domains.clone())));

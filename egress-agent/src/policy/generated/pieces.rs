@@ -1,6 +1,7 @@
 //! From rules to addresses and selectors, each with ports.
 
 use std::{
+    borrow::Cow,
     cell::OnceCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -91,6 +92,14 @@ struct Inside {
     count: usize,
 }
 
+/// Returns the ports that a rule means at a peer; nothing if there are none.
+fn ports_of<'a>(peer: &'a Peer, rule: &'a Rule) -> Option<Cow<'a, Ports>> {
+    match peer {
+        Peer::Cloud(cloud) => cloud.ports(&rule.ports),
+        _ => Some(Cow::Borrowed(&rule.ports)),
+    }
+}
+
 impl<'a> Directory<'a> {
     pub(super) fn new(cluster: &'a Cluster, settings: &'a Settings, options: &'a Options) -> Self {
         let (slices, fronts, inside) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
@@ -107,10 +116,8 @@ impl<'a> Directory<'a> {
     ) {
         let destination: Arc<str> = rule.name.as_str().into();
         for peer in &rule.peers {
-            let ports = match peer {
-                Peer::Cloud(cloud) => cloud.ports(&rule.ports),
-                _ => &rule.ports,
-            };
+            let Some(ports) = ports_of(peer, rule) else { continue };
+            let ports = &*ports;
             let mut asked =
                 Asked { destination: Some(Arc::clone(&destination)), ports, namespace, pieces, losses };
             self.peer(peer, &mut asked);
@@ -512,10 +519,8 @@ impl<'a> Directory<'a> {
         let mut denied: Vec<Denied> = Vec::new();
         let mut at = At::new();
         for peer in &rule.peers {
-            let ranges = ports::numeric(match peer {
-                Peer::Cloud(cloud) => cloud.ports(&rule.ports),
-                _ => &rule.ports,
-            });
+            let Some(ports) = ports_of(peer, rule) else { continue };
+            let ranges = ports::numeric(&ports);
             match peer {
                 Peer::Pods { namespaces, pods } => {
                     let names = ports::names(&rule.ports);

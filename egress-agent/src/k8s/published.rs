@@ -1,0 +1,243 @@
+//! Published ranges as ConfigMaps: what the controller writes, and agents read.
+//!
+//! All of one provider have the label [`LABEL`] with its name. One of them, [`head_name`], holds the head under [`HEAD_KEY`]; the
+//! others, [`chunk_name`], hold a chunk each under [`CHUNK_KEY`] and never change. A head is written after its chunks and before those
+//! that it no longer names are deleted, so whoever has them all has a whole publication.
+//!
+//! ConfigMaps of provider `custom` are the platform team's: services by their own names, under [`CUSTOM_KEY`].
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
+use kube::api::ObjectMeta;
+
+use crate::{
+    policy::ranges::{CUSTOM, Custom, Ranges, Revision, Table},
+    ranges::publish::{self, Head, Publication, Sha256},
+};
+
+/// The label of everything that is published. Its value is the provider's name.
+pub const LABEL: &str = "egress-agent.dev/ranges";
+/// Where the head is.
+pub const HEAD_KEY: &str = "head.json";
+/// Where a chunk is.
+pub const CHUNK_KEY: &str = "chunk";
+/// Where custom services are.
+pub const CUSTOM_KEY: &str = "services.json";
+
+/// Returns the name of the object with a provider's head.
+#[must_use]
+pub fn head_name(provider: &str) -> String {
+    format!("egress-ranges-{provider}")
+}
+
+/// Returns the name of the object with a chunk. Half of its hash is enough to tell it from all others of its provider.
+#[must_use]
+pub fn chunk_name(provider: &str, chunk: Sha256) -> String {
+    format!("egress-ranges-{provider}-{}", &chunk.to_string()[..32])
+}
+
+fn metadata(provider: &str, name: String) -> ObjectMeta {
+    let labels = [
+        (LABEL.to_owned(), provider.to_owned()),
+        ("app.kubernetes.io/managed-by".to_owned(), "egress-agent".to_owned()),
+    ];
+    ObjectMeta { name: Some(name), labels: Some(labels.into()), ..ObjectMeta::default() }
+}
+
+/// Returns the object with a publication's head.
+#[must_use]
+pub fn head_object(head: &Head) -> ConfigMap {
+    ConfigMap {
+        metadata: metadata(&head.provider, head_name(&head.provider)),
+        data: Some(BTreeMap::from([(HEAD_KEY.to_owned(), head.text())])),
+        ..ConfigMap::default()
+    }
+}
+
+/// Returns the objects with a publication's chunks.
+pub fn chunk_objects(publication: &Publication) -> impl Iterator<Item = ConfigMap> {
+    let provider = &publication.head.provider;
+    publication.chunks.iter().map(move |(hash, bytes)| ConfigMap {
+        metadata: metadata(provider, chunk_name(provider, *hash)),
+        binary_data: Some(BTreeMap::from([(CHUNK_KEY.to_owned(), ByteString(bytes.clone()))])),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    })
+}
+
+/// What is published of one provider.
+#[derive(Clone, Debug)]
+pub enum Published {
+    /// Its ranges.
+    Table {
+        /// When the publication was made, in seconds since the epoch.
+        created: u64,
+        /// What is in it.
+        table: Arc<Table>,
+        /// As it was read.
+        publication: Arc<Publication>,
+    },
+    /// The services that the platform team has defined.
+    Custom {
+        /// What is defined.
+        services: Custom,
+        /// The texts, each with its name, as they were read.
+        texts: Arc<[(String, String)]>,
+    },
+}
+
+impl Published {
+    /// Puts them into `ranges`.
+    pub fn enter(&self, provider: &str, ranges: &mut Ranges) {
+        match self {
+            Self::Table { table, .. } => ranges.set_provider(provider, Arc::clone(table)),
+            Self::Custom { services, .. } => ranges.set_custom(services.clone()),
+        }
+    }
+
+    /// Returns which publication of the provider's it is; nothing for custom services.
+    #[must_use]
+    pub fn revision(&self) -> Option<Revision> {
+        match self {
+            Self::Table { table, .. } => Some(table.revision()),
+            Self::Custom { .. } => None,
+        }
+    }
+
+    /// Returns when it was made, in seconds since the epoch.
+    #[must_use]
+    pub fn created(&self) -> Option<u64> {
+        match self {
+            Self::Table { created, .. } => Some(*created),
+            Self::Custom { .. } => None,
+        }
+    }
+}
+
+/// Why what is published cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Wrong {
+    /// Not everything that the head names is there yet.
+    #[error("{missing} of {of} chunks are not there")]
+    Incomplete {
+        /// How many are not.
+        missing: usize,
+        /// How many it names.
+        of: usize,
+    },
+    /// Something is not what it should be.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// One provider's objects, as they come.
+#[derive(Debug, Default)]
+pub struct Parts {
+    provider: String,
+    head: Option<String>,
+    chunks: BTreeMap<String, Vec<u8>>,
+    texts: BTreeMap<String, String>,
+}
+
+impl Parts {
+    /// Returns those of a provider, of which nothing is known yet.
+    #[must_use]
+    pub fn new(provider: &str) -> Self {
+        Self { provider: provider.to_owned(), ..Self::default() }
+    }
+
+    /// Takes an object as it is now.
+    pub fn put(&mut self, object: ConfigMap) {
+        let Some(name) = object.metadata.name else { return };
+        self.remove(&name);
+        if self.provider == CUSTOM {
+            if let Some(text) = object.data.and_then(|mut data| data.remove(CUSTOM_KEY)) {
+                self.texts.insert(name, text);
+            }
+        } else if name == head_name(&self.provider) {
+            self.head = object.data.and_then(|mut data| data.remove(HEAD_KEY));
+        } else if let Some(bytes) = object.binary_data.and_then(|mut data| data.remove(CHUNK_KEY)) {
+            self.chunks.insert(name, bytes.0);
+        }
+    }
+
+    /// Forgets an object.
+    pub fn remove(&mut self, name: &str) {
+        self.texts.remove(name);
+        self.chunks.remove(name);
+        if name == head_name(&self.provider) {
+            self.head = None;
+        }
+    }
+
+    /// Returns what they are together; nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When something is missing or cannot be read.
+    pub fn together(&self) -> Result<Option<Published>, Wrong> {
+        if self.provider == CUSTOM {
+            return custom(self.texts.iter().map(|(name, text)| (name.clone(), text.clone())).collect());
+        }
+        let Some(head) = &self.head else { return Ok(None) };
+        let unreadable = |error: &dyn std::fmt::Display| Wrong::Unreadable(error.to_string());
+        let head = Head::parse(head.as_bytes()).map_err(|error| unreadable(&error))?;
+        if head.provider != self.provider {
+            return Err(Wrong::Unreadable(format!(
+                "the head is about another provider, {:?}",
+                head.provider
+            )));
+        }
+        let mut chunks = BTreeMap::new();
+        for chunk in &head.chunks {
+            if let Some(bytes) = self.chunks.get(&chunk_name(&self.provider, chunk.sha256)) {
+                chunks.insert(chunk.sha256, bytes.clone());
+            }
+        }
+        let of =
+            head.chunks.iter().map(|chunk| chunk.sha256).collect::<std::collections::BTreeSet<_>>().len();
+        if chunks.len() < of {
+            return Err(Wrong::Incomplete { missing: of - chunks.len(), of });
+        }
+        of_publication(Publication { head, chunks }).map(Some).map_err(|error| unreadable(&error))
+    }
+}
+
+/// Returns what the platform team has defined; nothing if that is nothing.
+///
+/// # Errors
+///
+/// When a text is wrong. All of them are, then: they may speak of one another.
+pub fn custom(texts: Vec<(String, String)>) -> Result<Option<Published>, Wrong> {
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let documents: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (&**name, &**text)).collect();
+    match Custom::parse(&documents) {
+        Ok(services) => Ok(Some(Published::Custom { services, texts: texts.into() })),
+        Err(faults) => {
+            let faults: Vec<String> = faults.iter().take(5).map(ToString::to_string).collect();
+            Err(Wrong::Unreadable(faults.join("; ")))
+        }
+    }
+}
+
+/// Returns what a publication holds.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn of_publication(publication: Publication) -> Result<Published, publish::Unreadable> {
+    let mut chunks = Vec::with_capacity(publication.head.chunks.len());
+    for chunk in &publication.head.chunks {
+        let bytes = publication.chunks.get(&chunk.sha256).ok_or(publish::Unreadable::Hash(chunk.sha256))?;
+        chunks.push((chunk, bytes.as_slice()));
+    }
+    let table = publish::decode(&publication.head, &chunks)?;
+    Ok(Published::Table {
+        created: publication.head.created,
+        table: Arc::new(table),
+        publication: Arc::new(publication),
+    })
+}
