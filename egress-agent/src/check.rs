@@ -212,7 +212,7 @@ impl Judgement {
     }
 }
 
-/// Warns of destinations whose addresses have to be looked up outside the cluster.
+/// Warns of domains, whose addresses nobody looks up yet.
 fn unresolved(reading: &mut Reading<'_>) {
     let mut found = Vec::new();
     let rules = reading.policy.iter().flat_map(|policy| &policy.rules);
@@ -221,16 +221,9 @@ fn unresolved(reading: &mut Reading<'_>) {
     for (rule, destination) in rules.zip(&reading.destinations).filter(allowed) {
         for peer in &rule.peers {
             let Peer::Unresolved(unresolved) = peer else { continue };
-            let what = match unresolved {
-                Unresolved::AwsService { service, .. } => format!("the AWS service {service}"),
-                Unresolved::Cloud { provider, services, .. } if services.is_empty() => {
-                    format!("the cloud {provider}")
-                }
-                Unresolved::Cloud { provider, services, .. } => {
-                    format!("the {provider} service {}", services.join(", "))
-                }
-                Unresolved::Domains(domains) => format!("the domain {}", domains.join(", ")),
-            };
+            // What a cloud's service stands for is known in the cluster, and told there if it is not.
+            let Unresolved::Domains(domains) = unresolved else { continue };
+            let what = format!("the domain {}", domains.join(", "));
             let message = format!(
                 "Not resolved yet: {} matches nothing until the addresses of {what} are known",
                 rule.name

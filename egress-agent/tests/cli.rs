@@ -258,7 +258,7 @@ fn a_bare_document_is_a_policy() {
         ("bad.json", "{\n  \"defaultAction\": \"deny\",,\n}"),
         (
             "warn.json",
-            r#"{"defaultAction": "deny", "allowedDestinations": [{"name": "s3", "awsService": "s3", "ports": [443]}]}"#,
+            r#"{"defaultAction": "deny", "allowedDestinations": [{"name": "s3", "domain": "s3.example.com", "ports": [443]}]}"#,
         ),
     ]);
     let validate = |file: &str, more: &[&str]| {

@@ -64,14 +64,14 @@ fn a_long_error_is_cut_at_a_character() {
 
 #[test]
 fn governance_refuses_but_leaves_the_policy() {
-    let judgement = judge(r#"{"allowedDestinations": [{"name": "a", "awsService": "s3"}]}"#);
+    let judgement = judge(r#"{"allowedDestinations": [{"name": "a", "domain": "a.example.com"}]}"#);
     assert!(judgement.refused() && judgement.policy.is_some());
     let rules: Vec<Option<&str>> = judgement.findings.iter().map(|finding| finding.rule.as_deref()).collect();
     assert_eq!(rules.iter().flatten().count(), 5);
     assert_eq!(
         judgement.warnings().map(Finding::to_string).collect::<Vec<_>>(),
         [
-            "Not resolved yet: a matches nothing until the addresses of the AWS service s3 are known (allowedDestinations[0], line 1 column 26)"
+            "Not resolved yet: a matches nothing until the addresses of the domain a.example.com are known (allowedDestinations[0], line 1 column 26)"
         ]
     );
 }
