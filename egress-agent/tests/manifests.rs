@@ -70,7 +70,7 @@ fn help(subcommand: &str) -> String {
 
 #[test]
 fn the_agent_knows_every_flag_and_variable_it_is_given() {
-    let (help, webhook) = (help("agent"), help("webhook"));
+    let (help, webhook, controller) = (help("agent"), help("webhook"), help("controller"));
     let container = container();
     assert_eq!(container.command.expect("it names its program"), ["egress-agent"]);
     let arguments = container.args.expect("it has arguments");
@@ -85,7 +85,8 @@ fn the_agent_knows_every_flag_and_variable_it_is_given() {
         // Comments count: they tell people what to set.
         let words = text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
         for variable in words.filter(|word| word.starts_with("EGRESS_")) {
-            let known = [&help, &webhook].iter().any(|help| help.contains(&format!("{variable}=")));
+            let known =
+                [&help, &webhook, &controller].iter().any(|help| help.contains(&format!("{variable}=")));
             assert!(known, "{}: nothing reads {variable}", path.display());
         }
     }
@@ -275,6 +276,50 @@ fn the_webhook_has_no_privileges() {
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
     let limits = pod.containers[0].resources.as_ref().and_then(|resources| resources.limits.as_ref());
     assert!(!limits.expect("it has limits").contains_key("cpu"), "a CPU limit delays every policy");
+}
+
+#[test]
+fn the_controller_has_no_privileges_and_the_namespace_that_agents_read() {
+    let folder = deploy().join("components/controller");
+    let of = |file: &str, kind: &str| {
+        let text = read(&folder.join(file));
+        let line = format!("\nkind: {kind}\n");
+        let document = text.split("\n---\n").find(|document| format!("\n{document}").contains(&line));
+        document.unwrap_or_else(|| panic!("{file} has a {kind}")).to_owned()
+    };
+    let deployment: Deployment =
+        serde_saphyr::from_str(&of("deployment.yaml", "Deployment")).expect("it can be read");
+    let pod = deployment.spec.expect("it has a spec").template.spec.expect("its template has a spec");
+    assert_eq!((pod.host_network, pod.host_pid, pod.host_ipc), (None, None, None));
+    assert!(pod.volumes.is_none(), "it needs no files");
+    let security = pod.security_context.expect("it has a security context");
+    assert_eq!((security.run_as_non_root, security.run_as_user), (Some(true), Some(65532)));
+    assert_eq!(security.seccomp_profile.map(|profile| profile.type_).as_deref(), Some("RuntimeDefault"));
+    let container = &pod.containers[0];
+    let security = container.security_context.as_ref().expect("it has a security context");
+    assert_eq!((security.privileged, security.allow_privilege_escalation), (Some(false), Some(false)));
+    assert_eq!(security.read_only_root_filesystem, Some(true));
+    let capabilities = security.capabilities.as_ref().expect("it says which capabilities");
+    assert_eq!(
+        (capabilities.drop.as_deref(), capabilities.add.as_deref()),
+        (Some(&["ALL".to_owned()][..]), None)
+    );
+    assert_eq!(container.args.as_deref(), Some(&["controller".to_owned()][..]));
+
+    let namespace: Namespace =
+        serde_saphyr::from_str(&of("namespace.yaml", "Namespace")).expect("it can be read");
+    let name = namespace.metadata.name.expect("it has a name");
+    for subcommand in ["agent", "controller"] {
+        assert!(help(subcommand).contains(&format!("[default: {name}]")), "{subcommand}: {name}");
+    }
+    let role: ClusterRole = serde_saphyr::from_str(&of("rbac.yaml", "ClusterRole")).expect("it can be read");
+    for rule in role.rules.expect("it has rules") {
+        let resources = rule.resources.unwrap_or_default();
+        let writes = rule.verbs.iter().any(|verb| !["get", "list", "watch"].contains(&verb.as_str()));
+        let may = ["networkpolicies", "events"].contains(&resources[0].as_str()) && resources.len() == 1;
+        assert!(!writes || may, "it writes {resources:?} in the whole cluster");
+        assert!(!resources.iter().any(|resource| resource == "secrets" || resource == "*"));
+    }
 }
 
 #[test]

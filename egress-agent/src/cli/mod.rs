@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Exit codes: 0 clean, 1 findings or denied, 2 could not run.
 
 pub mod agent;
+pub mod controller;
 pub mod diff;
 mod documents;
 pub mod exceptions;
@@ -45,6 +46,8 @@ enum Command {
     Agent(Box<agent::Arguments>),
     /// Tell the API server which policies may be written
     Webhook(Box<webhook::Arguments>),
+    /// Publish clouds' address ranges for the agents of a cluster
+    Controller(Box<controller::Arguments>),
     /// Write the JSON Schema of the policy document
     Schema,
     /// Say how this node's agent does: its pods, their policies, what is degraded
@@ -78,6 +81,10 @@ pub fn run(cli: Cli) -> ExitCode {
             agent::run(&arguments)
         }
         Command::Webhook(arguments) => webhook::run(&arguments),
+        Command::Controller(arguments) => {
+            abort_on_panic();
+            controller::run(&arguments)
+        }
         Command::Schema => schema::run(),
         Command::Status(arguments) => status::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
