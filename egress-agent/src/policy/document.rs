@@ -19,15 +19,15 @@ mod warnings;
 
 use std::collections::HashMap;
 
-pub(crate) use self::{
-    context::{is_hidden, nearest, shown},
-    domains::parse as domain_pattern,
-};
 pub use self::format::canonical;
 use self::{
     context::{Context, Fields, Slot},
     destination::Entry,
     json::{Node, Value},
+};
+pub(crate) use self::{
+    context::{is_hidden, nearest, shown},
+    domains::parse as domain_pattern,
 };
 use super::{
     cluster::NsName,
