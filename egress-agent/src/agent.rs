@@ -51,6 +51,7 @@ use crate::{
         model::{Policy, PolicyId, PolicyKind},
         reference,
     },
+    ranges::files::Files,
     telemetry::{
         log::{self, Lines},
         metrics::{self, Histogram},
@@ -196,7 +197,7 @@ struct Node {
     /// When it started, in seconds since the epoch.
     started: u64,
     /// Ranges that are read from files.
-    ranges: ranges::Files,
+    ranges: Files,
     /// What was compiled for the pods before.
     cache: compile::Cache,
     index: Index,
@@ -582,7 +583,7 @@ impl Node {
         };
         let mut node = Self {
             strict: config.strict,
-            ranges: ranges::Files::new(&config.ranges_files)?,
+            ranges: Files::new(&config.ranges_files)?,
             config,
             kubepods,
             engine,
@@ -1068,10 +1069,18 @@ impl Node {
                 wanted.insert(*cgroup, Wanted::unprotected(id.clone()));
             }
         }
-        // Thousands of policies may lack the same.
-        remarks.extend(few(unmatched
-            .iter()
-            .map(|unmatched| (unmatched.why.to_string(), unmatched.to_string()))));
+        // Thousands of policies may lack the same: the first of them is named.
+        let mut lacking: BTreeMap<String, (&Unmatched, bool)> = BTreeMap::new();
+        for unmatched in &unmatched {
+            let (first, others) = lacking.entry(unmatched.why.to_string()).or_insert((unmatched, false));
+            *others |= *first != *unmatched;
+            if unmatched.rule < first.rule {
+                *first = unmatched;
+            }
+        }
+        remarks.extend(lacking.into_values().map(|(first, others)| {
+            format!("{first}{}", if others { "; and so it is with other policies" } else { "" })
+        }));
         drop(unmatched);
         for pod in self.pods.values_mut() {
             if let Some(compiled) = compiled.remove(&pod.id) {

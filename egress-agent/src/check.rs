@@ -12,10 +12,11 @@ pub use self::rules::{Facts, PolicyAsCode, RulesError};
 use crate::{
     policy::{
         cluster::NsName,
-        document::{self, Reading},
+        document::{self, Reading, shown},
         finding::{Finding, Severity},
         governance::{self, Kept, Profile},
         model::{Effect, Mode, Peer, Policy, Rule, Unresolved},
+        ranges::{Found, Missing, Ranges, Width},
     },
     rego::{self, Bundle, Violation},
 };
@@ -31,6 +32,8 @@ pub struct Rules {
     pub cluster: Facts,
     /// The rules of policy as code that are asked, one bundle after the other.
     pub bundles: Vec<Bundle>,
+    /// What clouds' services stand for, as far as it is known.
+    pub ranges: Ranges,
 }
 
 /// A document to judge.
@@ -67,6 +70,7 @@ impl Rules {
     pub fn judge(&self, subject: &Subject<'_>, now: u64) -> Judgement {
         let mut reading = document::read(subject.id, subject.text);
         unresolved(&mut reading);
+        clouds(&mut reading, &self.ranges);
         // Only what may refuse is compared with what was there, and a policy that may have been enforced.
         let audited = reading.policy.as_ref().is_some_and(|policy| policy.mode == Mode::Audit);
         let asked = subject.profile == Profile::Required || !self.bundles.is_empty() || audited;
@@ -209,6 +213,58 @@ impl Judgement {
 
     fn of(&self, severity: Severity) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(move |finding| finding.severity == severity)
+    }
+}
+
+/// Warns of clouds' services that stand for nothing, for less than they say, or for much.
+fn clouds(reading: &mut Reading<'_>, ranges: &Ranges) {
+    /// IPv4 addresses that are worth a warning: as many as a /16 has.
+    const MANY: u64 = 1 << 16;
+    let mut found = Vec::new();
+    let rules = reading.policy.iter().flat_map(|policy| &policy.rules);
+    for (rule, destination) in rules.zip(&reading.destinations) {
+        for peer in &rule.peers {
+            let Peer::Unresolved(what) = peer else { continue };
+            let mut warn = |message: String, hint: Option<&str>| {
+                let hint = hint.map(str::to_owned);
+                found.push((
+                    destination.at,
+                    finding(Severity::Warning, destination.path.clone(), message, hint),
+                ));
+            };
+            let name = &rule.name;
+            match ranges.resolve(what) {
+                // Nobody has told of that provider.
+                Err(Missing::Domains | Missing::Provider(_)) => {}
+                Err(missing) => {
+                    warn(format!("Nothing published: {name} matches no address: {missing}"), None);
+                }
+                Ok(Found { left_out_global, nothing_of, cidrs, .. }) => {
+                    if left_out_global > 0 {
+                        let message = format!(
+                            "Less than it says: {name} leaves out what is of region GLOBAL ({left_out_global} of its rows)"
+                        );
+                        warn(message, Some("name GLOBAL beside the regions if they are needed"));
+                    }
+                    for nothing in nothing_of {
+                        warn(
+                            format!(
+                                "Nothing published: {name} names {}, of which there is no address",
+                                shown(&nothing)
+                            ),
+                            None,
+                        );
+                    }
+                    let width = Width::of(&cidrs);
+                    if rule.effect == Effect::Allow && width.addresses >= MANY {
+                        warn(format!("Wide: {name} opens {width}"), Some("name fewer services or regions"));
+                    }
+                }
+            }
+        }
+    }
+    for (at, finding) in found {
+        reading.add(at, finding);
     }
 }
 

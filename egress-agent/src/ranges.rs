@@ -8,6 +8,7 @@
 pub mod accept;
 pub mod cache;
 pub mod fetch;
+pub mod files;
 pub mod providers;
 pub mod publish;
 pub mod refresh;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::Rules;
 use crate::{
-    policy::{document::nearest, governance::Config},
+    policy::{document::nearest, governance::Config, ranges::Ranges},
     rego::{self, Bundle},
 };
 
@@ -147,7 +147,8 @@ impl Rules {
             }
         };
         let File { governance, policy_as_code, cluster } = file;
-        let mut rules = Self { governance, policy_as_code, cluster, bundles: Vec::new() };
+        let mut rules =
+            Self { governance, policy_as_code, cluster, bundles: Vec::new(), ranges: Ranges::default() };
         if policy_as_code.enabled {
             rules.bundles.push(Bundle::builtin(&rules.settings())?);
         }

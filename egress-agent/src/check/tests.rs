@@ -111,7 +111,7 @@ cluster:
 #[test]
 fn rules_are_read_from_yaml() {
     let rules = Rules::parse(RULES).expect("good rules");
-    let Rules { governance, policy_as_code, cluster, bundles } = &rules;
+    let Rules { governance, policy_as_code, cluster, bundles, ranges: _ } = &rules;
     assert_eq!(bundles.len(), 1);
     assert_eq!(governance.profile, Profile::Required);
     assert_eq!(governance.required, [Field::Owner, Field::DataClassification]);
@@ -339,4 +339,57 @@ fn policy_as_code_that_does_not_answer_refuses() {
     let message = judgement.message().expect("it is refused");
     assert!(message.contains("Not judged: policy as code took longer than 1ms"), "{message}");
     assert!(judgement.policy.is_some());
+}
+
+#[test]
+fn clouds_are_warned_of_where_ranges_are_known() {
+    use std::sync::Arc;
+
+    use crate::policy::ranges::{Builder, Row};
+
+    let mut builder = Builder::new();
+    for (service, region, cidr) in [
+        ("S3", "us-east-1", "16.15.176.0/20"),
+        ("S3", "GLOBAL", "3.5.0.0/24"),
+        ("EC2", "us-east-1", "3.208.0.0/12"),
+        ("ROUTE53", "GLOBAL", "205.251.192.0/21"),
+    ] {
+        let cidr = cidr.parse().expect("a literal prefix");
+        let row = Row { service, region, network_border_group: region, wider: "", cidr };
+        builder.push(row).expect("a provider may have it");
+    }
+    let mut rules = Rules::default();
+    rules.ranges.set_provider("aws", Arc::new(builder.finish(Some(1))));
+    let warned = |rules: &Rules, destination: &str| {
+        let text = format!(
+            r#"{{"defaultAction": "deny", "allowedDestinations": [{{"name": "a", "ports": [443], {destination}}}]}}"#
+        );
+        let id = NsName::new("ns", "p");
+        let subject = Subject { id: &id, text: &text, old: None, profile: Profile::Off };
+        let judgement = rules.judge(&subject, 0);
+        assert!(judgement.policy.is_some(), "{destination}");
+        judgement.warnings().map(|finding| finding.message.clone()).collect::<Vec<_>>()
+    };
+    for (destination, wanted) in [
+        (r#""awsService": "s3""#, None),
+        (
+            r#""awsService": "s3", "regions": ["us-east-1"]"#,
+            Some("Less than it says: a leaves out what is of region GLOBAL (1 of its rows)"),
+        ),
+        (
+            r#""awsService": "ROUTE53", "regions": ["us-east-1"]"#,
+            Some("Nothing published: a matches no address: aws publishes no address of ROUTE53 in us-east-1"),
+        ),
+        (r#""awsService": "ec2""#, Some("Wide: a opens 1 CIDR, 1.0 million IPv4 addresses")),
+        (r#""cloud": {"provider": "github"}"#, None),
+    ] {
+        let warnings = warned(&rules, destination);
+        let begins = |wanted: &str| warnings.iter().any(|warning| warning.starts_with(wanted));
+        assert_eq!(warnings.len(), usize::from(wanted.is_some()), "{destination}: {warnings:?}");
+        assert!(wanted.is_none_or(begins), "{destination}: {warnings:?}");
+        assert!(
+            warned(&Rules::default(), destination).is_empty(),
+            "{destination}: without ranges there is nothing to say"
+        );
+    }
 }

@@ -12,6 +12,7 @@ use crate::{
     k8s::client::Access,
     kernel::loader::Capacities,
     policy::cluster::{InvalidPolicy, NsName, Settings},
+    ranges::files::provider_file,
     telemetry::log,
 };
 
@@ -57,9 +58,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", env = "EGRESS_SNAPSHOT", help_heading = SOURCE)]
     snapshot: Option<PathBuf>,
 
-    /// Follow the address ranges of clouds that the controller publishes in this namespace; nothing: do not
-    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_RANGES_NAMESPACE", default_value = "egress-controller", help_heading = SOURCE)]
-    ranges_namespace: String,
+    /// Follow the address ranges of clouds that the controller publishes in this namespace. Whoever may write ConfigMaps there decides
+    /// what clouds' services stand for
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_RANGES_NAMESPACE", help_heading = SOURCE)]
+    ranges_namespace: Option<String>,
 
     /// Read a provider's address ranges from this file, in the provider's own format, and again when it changes; `custom` for
     /// services of your own; may be repeated
@@ -187,7 +189,7 @@ enum Switch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Invalid {
+pub(super) enum Invalid {
     /// Its pods are denied by default
     Deny,
     /// Nothing
@@ -208,12 +210,12 @@ enum LogFormat {
     Json,
 }
 
-fn provider_file(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((provider, file)) if !provider.is_empty() && !file.is_empty() => {
-            Ok((provider.to_owned(), file.into()))
+impl From<Invalid> for InvalidPolicy {
+    fn from(action: Invalid) -> Self {
+        match action {
+            Invalid::Deny => Self::Deny,
+            Invalid::Ignore => Self::Ignore,
         }
-        _ => Err("write it as PROVIDER=FILE, such as aws=/etc/egress/ip-ranges.json".to_owned()),
     }
 }
 
@@ -277,10 +279,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         settings: Settings {
             enforce_network_policy: arguments.enforce_network_policy,
             governed_namespaces: arguments.governed_namespaces.iter().cloned().collect(),
-            invalid_policy: match arguments.invalid_policy {
-                Invalid::Deny => InvalidPolicy::Deny,
-                Invalid::Ignore => InvalidPolicy::Ignore,
-            },
+            invalid_policy: arguments.invalid_policy.into(),
             cluster_dns: arguments.cluster_dns.clone(),
             cluster_dns_addresses: arguments.cluster_dns_addresses.clone(),
             cluster_cidrs: arguments.cluster_cidrs.clone(),
@@ -293,7 +292,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             rule_slots: arguments.max_destinations + 1,
             ..Capacities::default()
         },
-        ranges_namespace: Some(arguments.ranges_namespace.clone()).filter(|name| !name.is_empty()),
+        ranges_namespace: arguments.ranges_namespace.clone().filter(|name| !name.is_empty()),
         ranges_files: arguments.ranges.clone(),
         print_events: arguments.output == Some(Output::Json),
     };

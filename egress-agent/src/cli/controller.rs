@@ -56,9 +56,9 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", env = "EGRESS_CONTROLLER_IDENTITY", help_heading = CLUSTER)]
     identity: Option<String>,
 
-    /// How long others wait for a controller that is not heard of; it stops after two thirds of that by itself
-    #[arg(long, value_name = "TIME", env = "EGRESS_CONTROLLER_LEASE_TIME", default_value = "15s", value_parser = duration, help_heading = CLUSTER)]
-    lease_time: Duration,
+    /// How many seconds others wait for a controller that is not heard of; it stops after two thirds of that by itself
+    #[arg(long, value_name = "SECONDS", env = "EGRESS_CONTROLLER_LEASE_TIME", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=3600), help_heading = CLUSTER)]
+    lease_time: u16,
 
     /// Publish the address ranges of these providers
     #[arg(long, value_name = "PROVIDER,…", env = "EGRESS_PROVIDERS", value_delimiter = ',', default_value = "aws", help_heading = RANGES)]
@@ -104,6 +104,10 @@ pub struct Arguments {
     /// Further addresses pods ask for names, as agents are told
     #[arg(long, value_name = "ADDRESS,…", env = "EGRESS_CLUSTER_DNS_ADDRESSES", value_delimiter = ',', help_heading = POLICIES)]
     cluster_dns_addresses: Vec<IpAddr>,
+
+    /// What a policy that never had a valid version does to its namespace, as agents are told
+    #[arg(long, value_name = "ACTION", env = "EGRESS_INVALID_POLICY", default_value = "deny", help_heading = POLICIES)]
+    invalid_policy: super::agent::Invalid,
 
     /// Prefixes that belong to the cluster, as agents are told
     #[arg(long, value_name = "CIDR,…", env = "EGRESS_CLUSTER_CIDRS", value_delimiter = ',', help_heading = POLICIES)]
@@ -188,16 +192,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Some(identity) => identity.clone(),
         None => identity()?,
     };
+    let lease_time = Duration::from_secs(arguments.lease_time.into());
     let config = Config {
         access: Access { kubeconfig: arguments.kubeconfig.clone(), context: arguments.context.clone() },
         namespace: arguments.namespace.clone(),
         lease: arguments.lease.clone(),
         identity,
-        timing: Timing {
-            lease: arguments.lease_time,
-            deadline: arguments.lease_time * 2 / 3,
-            pause: (arguments.lease_time * 2 / 15).max(Duration::from_millis(100)),
-        },
+        timing: Timing { lease: lease_time, deadline: lease_time * 2 / 3, pause: lease_time * 2 / 15 },
         telemetry: arguments.listen,
         providers,
         urls: arguments.ranges_url.clone(),
@@ -214,6 +215,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 cluster_dns: arguments.cluster_dns.clone(),
                 cluster_dns_addresses: arguments.cluster_dns_addresses.clone(),
                 cluster_cidrs: arguments.cluster_cidrs.clone(),
+                invalid_policy: arguments.invalid_policy.into(),
                 ..Settings::default()
             },
             ranges: arguments.namespace.clone(),

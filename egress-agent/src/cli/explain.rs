@@ -31,10 +31,11 @@ use crate::{
     policy::{
         cluster::{Cluster, InvalidPolicy, NsName, Settings},
         compile::compile,
-        index::Index,
+        index::{self, Index},
         model::DefaultAction,
         reference::nearest_allow,
     },
+    ranges::files::{Files, provider_file},
 };
 
 /// The exit code of a denied flow.
@@ -46,6 +47,11 @@ pub struct Arguments {
     /// Read Namespaces, Pods, Services, EndpointSlices, Nodes, ConfigMaps and NetworkPolicies from these files and directories
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     manifests: Vec<PathBuf>,
+
+    /// Read a provider's address ranges from this file, in the provider's own format; `custom` for services of your own; may be given
+    /// several times
+    #[arg(long, value_name = "PROVIDER=FILE", value_parser = provider_file)]
+    ranges: Vec<(String, PathBuf)>,
 
     /// Answer the flows in this file, a JSON object on each line; - for standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to"], required_unless_present = "from")]
@@ -195,7 +201,7 @@ impl Arguments {
 ///
 /// When there is nothing to answer from, or the engine cannot be had.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let index = load(&arguments.manifests)?;
+    let index = load(&arguments.manifests, &arguments.ranges)?;
     let settings = arguments.settings();
     let now = arguments.at.unwrap_or_else(|| clock::wall_seconds_and_fraction().0);
     let mut explainer = Explainer::new(index.cluster(), &settings, arguments.engine()?);
@@ -209,8 +215,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads the manifests. What is wrong with some of them goes to standard error.
-fn load(paths: &[PathBuf]) -> anyhow::Result<Index> {
+fn load(paths: &[PathBuf], ranges: &[(String, PathBuf)]) -> anyhow::Result<Index> {
     let mut index = Index::default();
+    // Nothing was made of the index yet that would have to change.
+    let _: index::Change = index.set_ranges(Files::load(ranges, clock::wall_seconds_and_fraction().0)?);
     let reload = DirectorySource::with_paths(paths.to_vec()).reload(&mut index);
     for error in &reload.errors {
         eprintln!("{error}");

@@ -18,6 +18,7 @@ use crate::{
         model::{Policy, PolicyId},
     },
     proxies,
+    ranges::files::{Files, provider_file},
 };
 
 /// The exit code when a policy is invalid, so that another stands in for it.
@@ -70,6 +71,11 @@ pub(super) struct Source {
     /// Read Namespaces, Pods, Services, EndpointSlices, Nodes, ConfigMaps and NetworkPolicies from these files and directories
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     manifests: Vec<PathBuf>,
+
+    /// Read a provider's address ranges from this file, in the provider's own format; `custom` for services of your own; may be given
+    /// several times
+    #[arg(long, value_name = "PROVIDER=FILE", value_parser = provider_file)]
+    ranges: Vec<(String, PathBuf)>,
 
     /// What is in force at this time (RFC 3339) instead of now
     #[arg(long, value_name = "TIME", value_parser = super::second)]
@@ -190,7 +196,9 @@ pub(super) struct Read {
 impl Source {
     /// Reads the manifests. Standard error has what is wrong with policies.
     pub(super) fn read(&self) -> anyhow::Result<Read> {
+        let now = self.at.unwrap_or_else(|| clock::wall_seconds_and_fraction().0);
         let mut index = Index::default();
+        let _: Change = index.set_ranges(Files::load(&self.ranges, now)?);
         let mut options = Options::default();
         let mut seen = BTreeSet::new();
         let mut errors = 0;
@@ -226,7 +234,6 @@ impl Source {
                 eprintln!("{}: {}: {finding}", problem.policy, finding.severity);
             }
         }
-        let now = self.at.unwrap_or_else(|| clock::wall_seconds_and_fraction().0);
         Ok(Read { index, settings: self.settings(), options, now, valid })
     }
 

@@ -38,6 +38,7 @@ use crate::{
         index::{Change, Index, Object},
         model::{Effect, Policy, PolicyId, PolicyKind, RulePart},
     },
+    ranges::files::{Files, provider_file},
     rego,
 };
 
@@ -70,6 +71,11 @@ pub struct Arguments {
     /// Ask the policy as code in this folder too, and the shipped one; may be given several times
     #[arg(long, value_name = "DIR", help_heading = RULES, conflicts_with = "test")]
     policies: Vec<PathBuf>,
+
+    /// Say what a provider's address ranges in this file, in its own format, mean for the policies; `custom` for services of your own;
+    /// may be given several times
+    #[arg(long, value_name = "PROVIDER=FILE", value_parser = provider_file, help_heading = RULES)]
+    ranges: Vec<(String, PathBuf)>,
 
     /// The profile of governance, in place of the one in the rules; the annotation of a Namespace among the PATHs counts as in the
     /// webhook
@@ -123,6 +129,7 @@ impl Arguments {
         if let Some(profile) = self.profile {
             rules.governance.profile = profile.into();
         }
+        rules.ranges = Files::load(&self.ranges, clock::wall_seconds_and_fraction().0)?;
         Ok(rules)
     }
 }

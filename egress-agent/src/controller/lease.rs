@@ -221,8 +221,9 @@ impl Elector {
     fn lease(&self, version: Option<String>, before: &LeaseSpec) -> Lease {
         let now = MicroTime(jiff::Timestamp::now());
         let mine = before.holder_identity.as_deref() == Some(&self.identity);
-        let moved = before.lease_transitions.unwrap_or_default()
-            + i32::from(!mine && before.holder_identity.as_ref().is_some_and(|holder| !holder.is_empty()));
+        let moved = before.lease_transitions.unwrap_or_default().saturating_add(i32::from(
+            !mine && before.holder_identity.as_ref().is_some_and(|holder| !holder.is_empty()),
+        ));
         Lease {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),

@@ -36,7 +36,7 @@ use crate::{
     agent::read_policy,
     k8s::{
         convert::MANAGED,
-        generated::{self as objects, MANAGED_BY, Origin, SOURCE},
+        generated::{self as objects, LOSSES, MANAGED_BY, Origin, SOURCE, SOURCE_REVISION},
         source::{self, KubeSource},
     },
     policy::{
@@ -44,7 +44,7 @@ use crate::{
         demand::{self, Demand, Nodes},
         generated::{Generator, Inexpressible, Limits, Loss, LossKind, Options as How},
         index::{InForce, Index, View},
-        model::{Mode, PolicyId, PolicyKind},
+        model::{Mode, Peer, PolicyId, PolicyKind},
     },
     ranges::publish::Sha256,
 };
@@ -61,6 +61,8 @@ const LOOK: Duration = Duration::from_secs(300);
 const AT_ONCE: usize = 8;
 /// How long before its end an exception is told of.
 const SOON: u64 = 14 * 24 * 60 * 60;
+/// How many objects one policy may become. A few words can name thousands of prefixes many times, and all of it has to be stored.
+const MOST_OBJECTS: usize = 16;
 /// How many findings or losses an Event names.
 const NAMED: usize = 3;
 
@@ -101,6 +103,8 @@ pub struct Counts {
 /// What is wanted of one policy.
 struct Wanted {
     objects: Vec<NetworkPolicy>,
+    /// There would be more than are written.
+    too_many: bool,
     losses: Vec<Loss>,
 }
 
@@ -254,26 +258,61 @@ impl Reconciler {
         self.counts
             .took
             .store(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let well = self.write(&wanted).await;
+        let well = self.write(&wanted, &self.held()).await;
         self.tell(&wanted, now).await;
         let expiry = next
             .map_or(LOOK, |next| Duration::from_secs(next.saturating_sub(now)).max(Duration::from_secs(1)));
         if well { expiry.min(LOOK) } else { AGAIN }
     }
 
-    /// Writes what differs, and deletes what is ours and no longer wanted. Returns whether all of it went well.
-    async fn write(&mut self, wanted: &BTreeMap<PolicyId, Wanted>) -> bool {
+    /// Returns the policies whose objects are left as they are, if there are any: nodes may hold a version of them, or addresses, that
+    /// this process has never known, and what it knows would be narrower.
+    fn held(&self) -> BTreeSet<String> {
+        let broken = self.index.problems().filter(|problem| problem.in_force == InForce::Nothing);
+        let broken = broken.map(|problem| problem.policy);
+        let is_unknown = |peer: &Peer| matches!(peer, Peer::Unresolved(what) if what.is_cloud());
+        let unknown = self
+            .index
+            .cluster()
+            .policies
+            .values()
+            .filter(|policy| policy.rules.iter().flat_map(|rule| &rule.peers).any(is_unknown));
+        let unknown = unknown.map(|policy| &policy.id);
+        broken
+            .chain(unknown)
+            .filter(|id| id.kind == PolicyKind::ConfigMap)
+            .map(|id| id.id.to_string())
+            .collect()
+    }
+
+    /// Writes what differs, and deletes what is ours and no longer wanted, but for objects of policies in `held`. Returns whether all of
+    /// it went well.
+    async fn write(&self, wanted: &BTreeMap<PolicyId, Wanted>, held: &BTreeSet<String>) -> bool {
         let Some(present) = &self.present else { return false };
+        let source = |object: &NetworkPolicy| object.metadata.annotations.as_ref()?.get(SOURCE).cloned();
+        let made: BTreeSet<String> = present
+            .values()
+            .filter(|object| objects::is_generated(&object.metadata))
+            .filter_map(source)
+            .collect();
+        let stays = |object: &NetworkPolicy| {
+            source(object).is_some_and(|source| held.contains(&source) && made.contains(&source))
+        };
         let mut names = BTreeSet::new();
         let mut writes: Vec<(NetworkPolicy, bool)> = Vec::new();
         for object in wanted.values().flat_map(|wanted| &wanted.objects) {
             let id = name(object);
+            if stays(object) {
+                continue;
+            }
             if present.get(&id).is_none_or(|present| differs(present, object)) {
                 writes.push((object.clone(), present.contains_key(&id)));
             }
             names.insert(id);
         }
-        let gone = present.iter().filter(|(id, object)| !names.contains(*id) && is_ours(object));
+        let gone = present.iter().filter(|(id, object)| {
+            !names.contains(*id) && objects::is_generated(&object.metadata) && !stays(object)
+        });
         let gone: Vec<NetworkPolicy> = gone.map(|(_, object)| object.clone()).collect();
         let mut well = true;
         let mut tasks = JoinSet::new();
@@ -335,7 +374,12 @@ impl Reconciler {
             // Every NetworkPolicy allows the pod's own node, which is worth no warning at each.
             let telling = |loss: &&Loss| loss.direction.is_some() && loss.kind != LossKind::OwnNode;
             let losses: Vec<String> = made.losses.iter().filter(telling).map(ToString::to_string).collect();
-            if losses.is_empty() {
+            if made.too_many {
+                let note = format!(
+                    "It would become more than {MOST_OBJECTS} NetworkPolicies, so there is none; nodes enforce it all the same."
+                );
+                lines.insert(("TooLarge", note));
+            } else if losses.is_empty() {
                 lines.insert(("Generated", format!("NetworkPolicies: {}.", made.objects.len())));
             } else {
                 let note = format!(
@@ -362,7 +406,7 @@ impl Reconciler {
                     _ => {}
                 }
                 for peer in &rule.peers {
-                    if let crate::policy::model::Peer::Unresolved(what) = peer
+                    if let Peer::Unresolved(what) = peer
                         && what.is_cloud()
                         && let Err(missing) = self.index.ranges().resolve(what)
                     {
@@ -434,8 +478,15 @@ fn wanted(given: &Given) -> (BTreeMap<PolicyId, Wanted>, Option<u64>) {
             owner: Some(owner),
             losses: &made.losses,
         };
-        let made_objects = made.objects.iter().map(|object| objects::object(object, &origin)).collect();
-        wanted.insert(id.clone(), Wanted { objects: made_objects, losses: made.losses });
+        let too_many = made.objects.len() > MOST_OBJECTS;
+        // None at all isolates no pod: wider than the policy, never narrower.
+        let made_objects = made
+            .objects
+            .iter()
+            .filter(|_| !too_many)
+            .map(|object| objects::object(object, &origin))
+            .collect();
+        wanted.insert(id.clone(), Wanted { objects: made_objects, losses: made.losses, too_many });
     }
     (wanted, next)
 }
@@ -475,7 +526,8 @@ impl Writer {
                         &format!("NetworkPolicy {} is somebody else's and stays as it is", id.name),
                     )
                     .await;
-                    return false;
+                    // Nothing is wrong with anything else, and nothing changes by trying again soon.
+                    return true;
                 }
                 Err(error) => return self.failed("reading", &id, &error),
             }
@@ -574,19 +626,6 @@ fn reference(id: &NsName, uid: Option<&str>) -> ObjectReference {
     }
 }
 
-/// Whether an object was made here: it has our label, says which policy it comes from, and belongs to that.
-fn is_ours(object: &NetworkPolicy) -> bool {
-    let id = name(object);
-    let Some(source) = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SOURCE))
-    else {
-        return false;
-    };
-    let owners = object.metadata.owner_references.iter().flatten();
-    owners
-        .filter(|owner| owner.kind == "ConfigMap" && owner.api_version == "v1")
-        .any(|owner| *source == NsName::new(id.namespace.clone(), owner.name.clone()).to_string())
-}
-
 fn is_terminating(status: &kube::core::Status) -> bool {
     status.code == 403 && status.message.contains("being terminated")
 }
@@ -597,12 +636,18 @@ fn differs(present: &NetworkPolicy, wanted: &NetworkPolicy) -> bool {
     let (have, want) = (labels(present), labels(wanted));
     let own = |object: &NetworkPolicy| -> BTreeMap<String, String> {
         let all = object.metadata.annotations.clone().unwrap_or_default();
-        all.into_iter().filter(|(key, _)| key.starts_with("egress-agent.dev/")).collect()
+        all.into_iter().filter(|(key, _)| [SOURCE, SOURCE_REVISION, LOSSES].contains(&key.as_str())).collect()
     };
     let owners = |object: &NetworkPolicy| -> BTreeSet<String> {
         object.metadata.owner_references.iter().flatten().map(|owner| owner.uid.clone()).collect()
     };
-    present.spec != wanted.spec
+    // The server leaves an empty list out.
+    let spec = |object: &NetworkPolicy| {
+        let mut spec = object.spec.clone().unwrap_or_default();
+        spec.egress.get_or_insert_default();
+        spec
+    };
+    spec(present) != spec(wanted)
         || want.iter().any(|(key, value)| have.get(key) != Some(value))
         || own(present) != own(wanted)
         || !owners(wanted).is_subset(&owners(present))

@@ -155,7 +155,9 @@ impl Follower {
                             let random = (random() * f64::from(u32::MAX)) as u32;
                             fetch::pause(failures, error, random).min(self.options.every)
                         }
-                        Trouble::Api { .. } | Trouble::NotLeading(_) => Duration::from_secs(5),
+                        Trouble::Api { .. } | Trouble::NotLeading(_) => {
+                            (Duration::from_secs(5) * (1 << failures.min(7))).min(self.options.every)
+                        }
                         // The provider has to publish something else first.
                         _ => self.options.every.min(Duration::from_secs(15 * 60)),
                     }
@@ -199,6 +201,15 @@ impl Follower {
     async fn round(&mut self) -> Result<(), Trouble> {
         let provider = self.source.provider;
         let existing = self.existing().await?;
+        if let Some(present) = self.present.clone()
+            && !objects_of(&present).is_subset(&existing)
+        {
+            warn!(
+                provider = provider.name(),
+                "what was published is no longer all there, and is published again"
+            );
+            self.publish(&present, &existing, &Delta::default()).await?;
+        }
         let now = (self.clock)();
         let found = match self.fetcher.as_ref().filter(|_| self.source.files.is_empty()) {
             Some(fetcher) => {
@@ -324,7 +335,12 @@ impl Follower {
         if let Some(before) = &self.present {
             wanted.extend(before.chunks.keys().map(|hash| published::chunk_name(provider, *hash)));
         }
-        for name in existing.difference(&wanted) {
+        // Whoever gave something else that label may have meant something by it.
+        let is_chunk = |name: &&String| {
+            let hash = name.strip_prefix(&format!("{}-", published::head_name(provider)));
+            hash.is_some_and(|hash| hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        };
+        for name in existing.difference(&wanted).filter(is_chunk) {
             self.lead.permit()?;
             match self.maps.delete(name, &DeleteParams::default()).await {
                 Ok(_) => {}
@@ -334,6 +350,13 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+/// Returns the names of the objects that a publication is.
+fn objects_of(publication: &Publication) -> BTreeSet<String> {
+    let provider = &publication.head.provider;
+    let chunks = publication.chunks.keys().map(|hash| published::chunk_name(provider, *hash));
+    chunks.chain([published::head_name(provider)]).collect()
 }
 
 /// Returns a random number from 0 to 1.

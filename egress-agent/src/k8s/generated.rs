@@ -46,14 +46,21 @@ pub struct Origin<'a> {
     pub losses: &'a [Loss],
 }
 
-/// Tells whether an object was generated from a policy.
+/// Tells whether an object was generated from a policy that is behind it: it has our label, names a policy of its namespace, and goes
+/// with that. What was only written offline belongs to nobody, and is a NetworkPolicy like any.
 #[must_use]
 pub fn is_generated(metadata: &ObjectMeta) -> bool {
-    let has = |pairs: &Option<BTreeMap<String, String>>, key: &str, wanted: Option<&str>| {
-        let value = pairs.as_ref().and_then(|pairs| pairs.get(key));
-        value.is_some_and(|value| wanted.is_none_or(|wanted| value == wanted))
+    let value = |pairs: &Option<BTreeMap<String, String>>, key: &str| {
+        pairs.as_ref().and_then(|pairs| pairs.get(key).cloned())
     };
-    has(&metadata.labels, MANAGED_BY.0, Some(MANAGED_BY.1)) && has(&metadata.annotations, SOURCE, None)
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let Some(source) = value(&metadata.annotations, SOURCE) else { return false };
+    value(&metadata.labels, MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1)
+        && metadata.owner_references.iter().flatten().any(|owner| {
+            owner.kind == "ConfigMap"
+                && owner.api_version == "v1"
+                && source == format!("{namespace}/{}", owner.name)
+        })
 }
 
 /// Returns an object of a policy as Kubernetes has it.
@@ -80,7 +87,8 @@ pub fn object(object: &generated::NetworkPolicy, origin: &Origin<'_>) -> Network
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector(&object.selector)),
             policy_types: Some(vec!["Egress".to_owned()]),
-            egress: (!object.egress.is_empty()).then(|| object.egress.iter().map(rule).collect()),
+            // Said even where there is none: applied without it, somebody else's rules would stay.
+            egress: Some(object.egress.iter().map(rule).collect()),
             ingress: None,
         }),
     }

@@ -178,7 +178,9 @@ impl Parts {
     /// When something is missing or cannot be read.
     pub fn together(&self) -> Result<Option<Published>, Wrong> {
         if self.provider == CUSTOM {
-            return custom(self.texts.iter().map(|(name, text)| (name.clone(), text.clone())).collect());
+            // None is no reason to keep what was: it was taken back.
+            let texts = self.texts.iter().map(|(name, text)| (name.clone(), text.clone())).collect();
+            return custom(texts).map(Some);
         }
         let Some(head) = &self.head else { return Ok(None) };
         let unreadable = |error: &dyn std::fmt::Display| Wrong::Unreadable(error.to_string());
@@ -204,18 +206,15 @@ impl Parts {
     }
 }
 
-/// Returns what the platform team has defined; nothing if that is nothing.
+/// Returns what the platform team has defined.
 ///
 /// # Errors
 ///
 /// When a text is wrong. All of them are, then: they may speak of one another.
-pub fn custom(texts: Vec<(String, String)>) -> Result<Option<Published>, Wrong> {
-    if texts.is_empty() {
-        return Ok(None);
-    }
+pub fn custom(texts: Vec<(String, String)>) -> Result<Published, Wrong> {
     let documents: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (&**name, &**text)).collect();
     match Custom::parse(&documents) {
-        Ok(services) => Ok(Some(Published::Custom { services, texts: texts.into() })),
+        Ok(services) => Ok(Published::Custom { services, texts: texts.into() }),
         Err(faults) => {
             let faults: Vec<String> = faults.iter().take(5).map(ToString::to_string).collect();
             Err(Wrong::Unreadable(faults.join("; ")))
@@ -240,4 +239,57 @@ pub fn of_publication(publication: Publication) -> Result<Published, publish::Un
         table: Arc::new(table),
         publication: Arc::new(publication),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_of_ones_own_are_taken_back_with_the_last_of_them() {
+        let object = |text: &str| ConfigMap {
+            metadata: metadata(CUSTOM, "mine".to_owned()),
+            data: Some(BTreeMap::from([(CUSTOM_KEY.to_owned(), text.to_owned())])),
+            ..ConfigMap::default()
+        };
+        let mut ranges = Ranges::default();
+        let mut parts = Parts::new(CUSTOM);
+        let enter = |parts: &Parts, ranges: &mut Ranges| {
+            parts.together().expect("it can be read").expect("it says something").enter(CUSTOM, ranges);
+        };
+        parts.put(object(r#"{"services": {"db": {"cidrs": ["10.1.0.0/24"]}}}"#));
+        enter(&parts, &mut ranges);
+        assert!(ranges.custom().get("db").is_some());
+        parts.put(object(r#"{"services": {"db": "#));
+        assert!(matches!(parts.together(), Err(Wrong::Unreadable(_))));
+        parts.remove("mine");
+        enter(&parts, &mut ranges);
+        assert!(ranges.custom().is_empty());
+    }
+
+    #[test]
+    fn a_head_without_its_chunks_is_incomplete_and_another_providers_is_wrong() {
+        let mut builder = crate::policy::ranges::Builder::new();
+        let row = crate::policy::ranges::Row {
+            service: "S3",
+            region: "us-east-1",
+            network_border_group: "us-east-1",
+            wider: "",
+            cidr: "52.94.0.0/24".parse().expect("a literal prefix"),
+        };
+        builder.push(row).expect("it can be published");
+        let publication = publish::encode("aws", &builder.finish(Some(7)), 1).expect("it is small");
+        let mut parts = Parts::new("aws");
+        assert!(matches!(parts.together(), Ok(None)));
+        parts.put(head_object(&publication.head));
+        assert_eq!(parts.together().expect_err("it is not whole"), Wrong::Incomplete { missing: 1, of: 1 });
+        chunk_objects(&publication).for_each(|chunk| parts.put(chunk));
+        let published = parts.together().expect("it can be read").expect("there is something");
+        assert_eq!(published.revision().map(Revision::number), Some(7));
+        let mut other = Parts::new("google");
+        let mut head = head_object(&publication.head);
+        head.metadata.name = Some(head_name("google"));
+        other.put(head);
+        assert!(matches!(other.together(), Err(Wrong::Unreadable(_))));
+    }
 }

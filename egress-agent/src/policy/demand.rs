@@ -226,10 +226,14 @@ fn of_rule(cluster: &Cluster, settings: &Settings, namespace: &str, rule: &Rule)
             Peer::Unresolved(what) => {
                 demand.ranges.add(published(what));
                 // One that is denied stands for the world.
-                if denies && what.is_cloud() {
-                    demand.add(world());
+                match what.at_most().filter(|_| denies) {
+                    Some(Peer::Any) => {}
+                    Some(_) => {
+                        demand.add(world());
+                        fronts = false;
+                    }
+                    None => fronts = false,
                 }
-                fronts = false;
             }
             Peer::Pods { namespaces, .. } => {
                 let scope = match namespaces {

@@ -258,6 +258,11 @@ fn peer() -> impl Strategy<Value = Peer> {
             services: Vec::new(),
             regions: vec!["eu".to_owned()]
         }),
+        Just(Unresolved::Cloud {
+            provider: "custom".to_owned(),
+            services: vec!["mine".to_owned()],
+            regions: Vec::new()
+        }),
         Just(Unresolved::Domains(vec!["*.example.com".to_owned()])),
     ];
     prop_oneof![

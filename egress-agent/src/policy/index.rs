@@ -5,7 +5,7 @@
 //! good version fails closed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     hash::Hash,
     ops::{BitOr, BitOrAssign},
@@ -17,7 +17,9 @@ use super::{
     cluster::{Cluster, EndpointSlice, Labels, NamedPorts, Node, NsName, Pod, Service},
     document,
     finding::{Finding, Severity},
-    model::{Cloud, DefaultAction, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, Ports},
+    model::{
+        Cloud, DefaultAction, LabelSelector, Mode, Peer, Policy, PolicyId, PolicyKind, Ports, Unresolved,
+    },
     ranges::{Found, Missing, Ranges},
 };
 
@@ -315,6 +317,8 @@ pub struct Index {
     unread: BTreeMap<NsName, Unread>,
     /// What clouds' services stand for.
     ranges: Ranges,
+    /// What was found of them for policies. It is forgotten when they change.
+    found: HashMap<Unresolved, Option<Arc<Cloud>>>,
 }
 
 impl Default for Index {
@@ -341,6 +345,7 @@ impl Index {
             for_pods_here: false,
             unread: BTreeMap::new(),
             ranges: Ranges::default(),
+            found: HashMap::new(),
         }
     }
 
@@ -435,13 +440,14 @@ impl Index {
             return Change::NONE;
         }
         self.ranges = ranges;
+        self.found.clear();
         let mut changed = false;
         for policy in self.cluster.policies.values_mut() {
             if !names_a_cloud(policy) {
                 continue;
             }
             let mut resolved = Policy::clone(policy);
-            resolve(&mut resolved, &self.ranges);
+            resolve(&mut resolved, &self.ranges, &mut self.found);
             if resolved != **policy {
                 *policy = Arc::new(resolved);
                 changed = true;
@@ -729,7 +735,7 @@ impl Index {
     /// Puts a policy in force. An equal one keeps its place in memory, so that whoever holds it can tell by its address.
     fn put_policy(&mut self, id: &PolicyId, mut policy: Policy) -> bool {
         if names_a_cloud(&policy) {
-            resolve(&mut policy, &self.ranges);
+            resolve(&mut policy, &self.ranges, &mut self.found);
         }
         if self.cluster.policies.get(id).is_some_and(|present| **present == policy) {
             return false;
@@ -767,29 +773,48 @@ fn names_a_cloud(policy: &Policy) -> bool {
     })
 }
 
+/// How many clouds' services one policy may name, and how many prefixes they may be together, those named twice counted twice: some
+/// sixty bytes can name four thousand. What goes beyond is unresolved, so that it is denied where it would be allowed and the other way round.
+const MOST_CLOUDS: (usize, usize) = (1024, 65_536);
+/// How many different ones are remembered for all policies together.
+const MOST_FOUND: usize = 4096;
+
 /// Gives each cloud's service of a policy the addresses it has now.
 ///
 /// One that the ranges know, but that has no address in the regions named, has none; one that they do not know is unresolved.
-fn resolve(policy: &mut Policy, ranges: &Ranges) {
+fn resolve(policy: &mut Policy, ranges: &Ranges, known: &mut HashMap<Unresolved, Option<Arc<Cloud>>>) {
+    let (mut clouds, mut prefixes) = (0, 0);
     for peer in policy.rules.iter_mut().flat_map(|rule| &mut rule.peers) {
         let what = match peer {
             Peer::Cloud(cloud) => cloud.what.clone(),
             Peer::Unresolved(what) if what.is_cloud() => what.clone(),
             _ => continue,
         };
-        let found = match ranges.resolve(&what) {
-            Ok(found) => Some(found),
-            Err(Missing::Empty { .. }) => Some(Found::default()),
-            Err(_) => None,
-        };
+        clouds += 1;
+        if clouds > MOST_CLOUDS.0 || prefixes > MOST_CLOUDS.1 {
+            *peer = Peer::Unresolved(what);
+            continue;
+        }
+        if known.len() >= MOST_FOUND {
+            known.clear();
+        }
+        let found = known.entry(what.clone()).or_insert_with(|| find(&what, ranges));
+        prefixes += found.as_ref().map_or(0, |cloud| cloud.cidrs.len());
         *peer = match found {
-            Some(Found { cidrs, domains, ports, .. }) => {
-                let ports = (!ports.is_empty()).then_some(Ports::List(ports));
-                Peer::Cloud(Arc::new(Cloud { what, cidrs, domains, ports }))
-            }
-            None => Peer::Unresolved(what),
+            Some(cloud) if prefixes <= MOST_CLOUDS.1 => Peer::Cloud(Arc::clone(cloud)),
+            _ => Peer::Unresolved(what),
         };
     }
+}
+
+fn find(what: &Unresolved, ranges: &Ranges) -> Option<Arc<Cloud>> {
+    let Found { cidrs, domains, ports, .. } = match ranges.resolve(what) {
+        Ok(found) => found,
+        Err(Missing::Empty { .. }) => Found::default(),
+        Err(_) => return None,
+    };
+    let ports = (!ports.is_empty()).then_some(Ports::List(ports));
+    Some(Arc::new(Cloud { what: what.clone(), cidrs, domains, ports }))
 }
 
 /// Values of which equal ones share their place in memory.
@@ -880,6 +905,7 @@ fn unreadable(fault: Unreadable) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
     use proptest::{collection::vec, prelude::*};
 
     use super::{
@@ -1338,5 +1364,41 @@ mod tests {
         assert!(matches!(peer(&index, &none), Peer::Unresolved(_)), "the ranges have no such region");
         assert!(index.set_ranges(Ranges::default()).cluster);
         assert!(matches!(peer(&index, &s3), Peer::Unresolved(_)));
+    }
+
+    #[test]
+    fn a_policy_has_no_more_of_clouds_than_there_is_room_for() {
+        use crate::policy::ranges::{Builder, Row};
+
+        let mut builder = Builder::new();
+        for third in 0..=255_u8 {
+            let cidr = IpNet::from(ipnet::Ipv4Net::new_assert([52, 94, third, 0].into(), 25));
+            let row = Row { service: "S3", region: "r-1", network_border_group: "r-1", wider: "", cidr };
+            builder.push(row).expect("it can be published");
+        }
+        let mut ranges = Ranges::default();
+        ranges.set_provider("aws", Arc::new(builder.finish(Some(1))));
+        let mut index = Index::default();
+        let _ = index.set_ranges(ranges);
+        let mut resolved = |destinations: usize, service: &str| {
+            let entries: Vec<String> = (0..destinations)
+                .map(|number| format!(r#"{{"name": "d{number}", "cloud": {{"provider": "aws"{service}}}}}"#))
+                .collect();
+            let text =
+                format!(r#"{{"defaultAction": "deny", "allowedDestinations": [{}]}}"#, entries.join(","));
+            let id = NsName::new("ns", "p");
+            let _ = index.apply(Object::ConfigMap { id: id.clone(), managed: true, policy: Some(text) });
+            let policy = &index.cluster().policies[&PolicyId { kind: PolicyKind::ConfigMap, id }];
+            let clouds = policy.rules.iter().filter_map(|rule| match &rule.peers[0] {
+                Peer::Cloud(cloud) => Some(Arc::clone(&cloud.cidrs)),
+                _ => None,
+            });
+            clouds.collect::<Vec<_>>()
+        };
+        let few = resolved(200, "");
+        assert_eq!(few.len(), 200);
+        assert!(few.iter().all(|cidrs| Arc::ptr_eq(cidrs, &few[0])), "they share what they have in common");
+        assert_eq!(resolved(400, "").len(), MOST_CLOUDS.1 / 256);
+        assert_eq!(resolved(2000, r#", "regions": ["GLOBAL"]"#).len(), 0, "there is nothing of that");
     }
 }

@@ -126,8 +126,8 @@ pub enum Peer {
     Entity(Entity),
     /// A destination that is known by name only, with the addresses published for it.
     Cloud(Arc<Cloud>),
-    /// A destination whose addresses nobody has looked up yet. Where it is allowed it matches nothing; where it is denied and
-    /// a cloud's, it stands for [`Entity::World`]. It is reported.
+    /// A destination whose addresses nobody has looked up yet. Where it is allowed it matches nothing; where it is denied, it
+    /// stands for [`Unresolved::at_most`]. It is reported.
     Unresolved(Unresolved),
 }
 
@@ -156,7 +156,7 @@ impl Cloud {
             (Ports::List(rule), Some(Ports::List(own))) => {
                 let both: Vec<PortSpec> =
                     rule.iter().flat_map(|rule| own.iter().filter_map(|own| rule.and(own))).collect();
-                (!both.is_empty()).then(|| Cow::Owned(Ports::List(both)))
+                (!both.is_empty()).then_some(Cow::Owned(Ports::List(both)))
             }
         }
     }
@@ -205,6 +205,19 @@ impl Unresolved {
     #[must_use]
     pub const fn is_cloud(&self) -> bool {
         matches!(self, Self::AwsService { .. } | Self::Cloud { .. })
+    }
+
+    /// Returns what stands for it where it is denied and its addresses are not known: what it may be at most. Providers publish public
+    /// addresses only; what a platform team defines may be anything.
+    #[must_use]
+    pub fn at_most(&self) -> Option<Peer> {
+        match self {
+            Self::Cloud { provider, .. } if provider.eq_ignore_ascii_case(super::ranges::CUSTOM) => {
+                Some(Peer::Any)
+            }
+            Self::AwsService { .. } | Self::Cloud { .. } => Some(Peer::Entity(Entity::World)),
+            Self::Domains(_) => None,
+        }
     }
 }
 

@@ -416,8 +416,6 @@ fn matches(question: &Question<'_>, policy: &Policy, clause: &Clause) -> bool {
     })
 }
 
-const WORLD: Peer = Peer::Entity(Entity::World);
-
 /// What a peer with these ports grants at the address the flow goes to: at its own addresses, and at ClusterIPs in front of
 /// them.
 fn grants(
@@ -435,7 +433,10 @@ fn grants(
             (peer, &*own)
         }
         // Until its addresses are known, what is denied may be anywhere.
-        Peer::Unresolved(what) if effect == Effect::Deny && what.is_cloud() => (&WORLD, ports),
+        Peer::Unresolved(what) if effect == Effect::Deny => {
+            let Some(most) = what.at_most() else { return Vec::new() };
+            return grants(question, policy, &most, ports, effect);
+        }
         _ => (peer, ports),
     };
     let mut granted = at_own_address(question, policy, peer, ports, question.flow.destination);

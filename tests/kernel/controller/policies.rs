@@ -84,6 +84,13 @@ pub(crate) async fn follow(server: &Server) {
         get("egress-web").is_some_and(|object| blocks(&object) == ["203.0.113.0/24"])
     });
 
+    // One that allows nothing is opened by somebody.
+    server.put(&config_map(tenant, "none", &allow(&[]))).expect("it is taken");
+    until("it is there", || get("egress-none").is_some());
+    server.merge(&network_policy(tenant, "egress-none"), &open).expect("it is taken");
+    let is_closed = |object: &Value| object["spec"]["egress"].as_array().is_none_or(Vec::is_empty);
+    until("it is closed again", || get("egress-none").is_some_and(|object| is_closed(&object)));
+
     // A name that is taken.
     let mut foreign = network_policy(tenant, "egress-other");
     foreign["spec"] = json!({ "podSelector": {}, "policyTypes": ["Egress"] });
@@ -101,7 +108,10 @@ pub(crate) async fn follow(server: &Server) {
     server.put(&config_map(tenant, "web", &audit)).expect("it is taken");
     until("it goes", || get("egress-web").is_none());
 
-    // A policy goes while nobody looks.
+    // A policy goes while nobody looks, and another one is invalid for who comes next.
+    server.put(&config_map(tenant, "kept", &allow(&[cidr("198.51.100.0/24")]))).expect("it is taken");
+    until("it is there", || get("egress-kept").is_some());
+    server.put(&config_map(tenant, "kept", &json!({ "defaultAction": 5 }))).expect("it is taken");
     server.put(&config_map(tenant, "late", &allow(&[cidr("198.51.100.0/24")]))).expect("it is taken");
     until("it is there", || get("egress-late").is_some());
     one.kill(&scene.keeper);
@@ -109,6 +119,11 @@ pub(crate) async fn follow(server: &Server) {
     server.delete(&config_map(tenant, "other", &json!({}))).expect("it is deleted");
     let two = scene.start("two", &[]);
     until("its object goes", || get("egress-late").is_none());
+    assert_eq!(
+        get("egress-kept").map(|object| blocks(&object)),
+        Some(vec!["198.51.100.0/24".to_owned()]),
+        "nodes may hold the version before"
+    );
     assert!(get("egress-other").is_some(), "what is somebody else's stays");
 
     // One ends.

@@ -94,15 +94,7 @@ impl<'a> Scene<'a> {
         let log = self.folder.path().join(format!("{name}.log"));
         let address = agent::free_address().expect("there is a port");
         let mut command = Command::new(agent::binary().expect("the agent is built"));
-        command.args([
-            "controller",
-            "--namespace",
-            &self.namespace,
-            "--identity",
-            name,
-            "--lease-time",
-            "2s",
-        ]);
+        command.args(["controller", "--namespace", &self.namespace, "--identity", name, "--lease-time", "3"]);
         command.args(["--ranges-every", "1s", "--listen", &address.to_string()]);
         command.arg("--ranges").arg(format!("aws={}", self.file().display()));
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(more);
@@ -207,6 +199,14 @@ pub(crate) async fn publication(server: &Server) {
     let kept = names(&first);
     let new: Vec<String> = names(&second).into_iter().filter(|name| !kept.contains(name)).collect();
     assert_eq!(new.len(), 1, "one prefix is one chunk: {new:?}");
+
+    // Somebody takes a part away.
+    let head = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "namespace": scene.namespace, "name": published::head_name("aws") },
+    });
+    server.delete(&head).expect("it can be deleted");
+    until("it is published again", || scene.revision() == Some(200));
 
     scene.provide(150, &MANY);
     until("an older file is refused", || one.says("older"));

@@ -73,20 +73,20 @@ pub(super) async fn follow(client: Client, namespace: String, provider: String, 
         }
         let outcome = parts.together();
         let now = Told::of(&outcome);
-        if now != told {
-            let news = match outcome {
-                Ok(published) => News::Ranges(published.map(Box::new)),
-                // Chunks are written before the head, and told in the order they were written.
-                Err(wrong) => News::Failed(wrong.to_string()),
-            };
-            told = now;
+        let changed = now != told;
+        told = now;
+        let news = match outcome {
+            Ok(published) => News::Ranges(published.map(Box::new)),
+            // Chunks are written before the head, and told in the order they were written.
+            Err(wrong) => News::Failed(wrong.to_string()),
+        };
+        // What is known comes before that all of it is, and what is wrong after: it is forgotten with the next news.
+        let first = !std::mem::replace(&mut synced, true);
+        let wrong = matches!(news, News::Failed(_));
+        let (news, end) = (changed.then_some(news), first.then_some(News::End));
+        let (before, after) = if wrong { (end, news) } else { (news, end) };
+        for news in before.into_iter().chain(after) {
             if !teller.tell(at, news).await {
-                return;
-            }
-        }
-        if !synced {
-            synced = true;
-            if !teller.tell(at, News::End).await {
                 return;
             }
         }

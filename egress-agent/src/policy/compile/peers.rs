@@ -158,8 +158,8 @@ impl<'a> Directory<'a> {
             }
             Peer::Unresolved(unresolved) => {
                 // What is denied may be anywhere until its addresses are known.
-                if origin.denies() && unresolved.is_cloud() {
-                    self.world(grants, origin, ports);
+                if let Some(most) = unresolved.at_most().filter(|_| origin.denies()) {
+                    why.extend(self.resolve(grants, origin, asker, &most, ports));
                 }
                 why.push(Why::NotLookedUp(unresolved.clone()));
             }

@@ -50,6 +50,22 @@ fn entries(piece: &Piece) -> impl Iterator<Item = Entry> {
     numbers.chain(piece.names.iter().map(|(protocol, name)| Entry::Name(*protocol, name.clone())))
 }
 
+/// How many pieces are folded at most for one object: each costs a look at all of them.
+const MOST_FOLDED: usize = 64;
+/// With more pieces than this, nothing is folded: even counting what meets where takes the square of their number.
+const MOST_PIECES: usize = 4096;
+
+fn unfolded(text: String) -> Loss {
+    Loss {
+        kind: LossKind::PortEntries,
+        destination: None,
+        direction: None,
+        addresses: Addresses::default(),
+        ports: Vec::new(),
+        text,
+    }
+}
+
 /// Folds ports of `objects` until no address has more entries than VPC CNI takes, with those that `others` have for the same pods.
 pub(super) fn fold(
     objects: &mut [(LabelSelector, Vec<Piece>)],
@@ -68,10 +84,21 @@ pub(super) fn fold(
             .filter(|(other, _)| super::selectors::overlap(&selector, other))
             .flat_map(|(_, pieces)| pieces)
             .collect();
-        // Each round folds one piece as far as it can be, so there are no more rounds than pieces.
+        if pieces.len() + foreign.len() > MOST_PIECES {
+            losses.push(unfolded(format!(
+                "with more than {MOST_PIECES} pieces it is not looked whether VPC CNI enforces all combinations of protocol and ports"
+            )));
+            objects[at].1 = pieces;
+            continue;
+        }
+        // Each round folds one piece as far as it can be.
         let mut tried = vec![false; pieces.len()];
+        let mut rounds = 0;
         while let Some((count, own)) = worst(&pieces, &foreign, most) {
-            let at = own.into_iter().filter(|at| !tried[*at]).max_by_key(|at| pieces[*at].ports.len());
+            rounds += 1;
+            // What has one range cannot be folded.
+            let foldable = |at: &usize| rounds <= MOST_FOLDED && !tried[*at] && pieces[*at].ports.len() > 1;
+            let at = own.into_iter().filter(foldable).max_by_key(|at| pieces[*at].ports.len());
             let excess = count - most;
             let folded = at.filter(|_| options.inexpressible == Inexpressible::Widen).map(|at| {
                 tried[at] = true;
@@ -81,14 +108,7 @@ pub(super) fn fold(
                 let text = format!(
                     "{count} combinations of protocol and ports meet at one address; VPC CNI enforces {most} of them"
                 );
-                losses.push(Loss {
-                    kind: LossKind::PortEntries,
-                    destination: None,
-                    direction: None,
-                    addresses: Addresses::default(),
-                    ports: Vec::new(),
-                    text,
-                });
+                losses.push(unfolded(text));
                 break;
             };
             let piece = &mut pieces[at];

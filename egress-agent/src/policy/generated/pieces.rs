@@ -547,7 +547,10 @@ impl<'a> Directory<'a> {
                 Peer::Entity(Entity::Node) | Peer::Unresolved(Unresolved::Domains(_)) => {}
                 Peer::Any => denied.push((Addresses::all(), ranges)),
                 Peer::Cidrs { .. } | Peer::Cloud(_) => denied.push((Addresses::of_peer(peer), ranges)),
-                // A cloud whose addresses are not known may be anywhere outside.
+                // What the platform team defines, and nobody knows yet, may be anywhere; a provider's anywhere outside.
+                Peer::Unresolved(what) if what.at_most() == Some(Peer::Any) => {
+                    denied.push((Addresses::all(), ranges));
+                }
                 Peer::Entity(Entity::World) | Peer::Unresolved(_) => {
                     let inside = self.inside();
                     denied.push((Addresses::all().minus(&inside.ranges).minus(&inside.single), ranges));
