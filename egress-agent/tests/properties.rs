@@ -151,9 +151,9 @@ fn scenarios_reach_every_outcome_often() {
         );
     }
     println!("{total} flows: {seen:?}");
-    let closed = closed_fronts(1500);
+    let closed = closed_fronts(6000);
     println!("flows to a ClusterIP that only what stands behind it denies, by peer: {closed:?}");
-    for kind in ["any", "cidrs", "pods", "service", "entity", "cloud"] {
+    for kind in ["any", "cidrs", "pods", "service", "entity", "cloud", "unresolved"] {
         assert!(closed.get(kind).copied().unwrap_or(0) >= 5, "{kind} closes too few ClusterIPs: {closed:?}");
     }
 }

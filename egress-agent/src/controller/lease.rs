@@ -183,7 +183,8 @@ impl Elector {
             };
         };
         self.note(&lease);
-        let version = lease.metadata.resource_version.unwrap_or_default();
+        // Without a version a write would be guarded by nothing.
+        let Some(version) = lease.metadata.resource_version else { return Ok(Standing::Unknown) };
         let spec = lease.spec.unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
         let lasts = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
