@@ -273,7 +273,7 @@ fn peer() -> impl Strategy<Value = Peer> {
             .prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods }),
         3 => service_name().prop_map(Peer::Service),
         4 => select(&[Entity::ClusterDns, Entity::KubeApiserver, Entity::Node, Entity::World][..]).prop_map(Peer::Entity),
-        2 => unresolved.prop_map(Peer::Unresolved),
+        1 => unresolved.prop_map(Peer::Unresolved),
         2 => cloud().prop_map(|cloud| Peer::Cloud(Arc::new(cloud))),
     ]
 }
