@@ -20,8 +20,10 @@ const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 const PIP_LIMIT: Duration = Duration::from_secs(120);
 /// Where kubectl stands beside the API server of controller tests.
 const ASSETS: &str = "/usr/local/kubebuilder/bin";
-/// Folders below `deploy/` with other files than manifests: workflows, policy as code, schemas. Each has tests of its own.
-const NO_MANIFESTS: [&str; 3] = ["ci", "policies", "schema"];
+/// Folders below `deploy/` with other files than manifests: workflows, a chart, policy as code, schemas. Each has tests of its own.
+const NO_MANIFESTS: [&str; 4] = ["ci", "helm", "rego", "schema"];
+/// What components are tried with.
+const BASE: &str = "base";
 
 /// The file that makes a folder a kustomization.
 const KUSTOMIZATION: &str = "kustomization.yaml";
@@ -91,7 +93,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Outcome> {
         // A patch whose target is not there changes nothing, and kustomize says nothing.
         let text = render(&overlay)?;
         if seen.contains(&text) {
-            bail!("component {} changes nothing", name(&overlay));
+            bail!("{} renders what something else does: its last component changes nothing", name(&overlay));
         }
         seen.push(text);
     }
@@ -115,8 +117,8 @@ impl Deploy {
     fn find(top: &Path) -> Result<Deploy> {
         let mut deploy = Deploy::default();
         deploy.walk(top)?;
-        if deploy.bases.is_empty() {
-            bail!("{} holds no kustomization", top.display());
+        if !deploy.bases.contains(&top.join(BASE)) {
+            bail!("{} holds no {BASE}", top.display());
         }
         Ok(deploy)
     }
@@ -152,7 +154,7 @@ impl Deploy {
     }
 }
 
-/// Writes kustomizations that use each component, and all of them together, with the first base.
+/// Writes kustomizations that use each component, and all of them together, with `deploy/base`.
 ///
 /// A component whose name begins with another's and a dash, as `webhook-cert-manager`, changes that one, and is used after it.
 fn overlays(deploy: &Deploy, work: &Path) -> Result<Vec<PathBuf>> {
@@ -161,6 +163,7 @@ fn overlays(deploy: &Deploy, work: &Path) -> Result<Vec<PathBuf>> {
         let is_used = |other: &&PathBuf| own == name(other) || own.starts_with(&format!("{}-", name(other)));
         (own.clone(), deploy.components.iter().filter(is_used).cloned().collect())
     };
+    let base = deploy.bases.iter().find(|base| name(base) == BASE).expect("there is one");
     let mut sets: Vec<(String, Vec<PathBuf>)> = deploy.components.iter().map(with_what_it_changes).collect();
     if deploy.components.len() > 1 {
         sets.push(("all-components".to_owned(), deploy.components.clone()));
@@ -171,7 +174,7 @@ fn overlays(deploy: &Deploy, work: &Path) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let mut text =
             "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n".to_owned();
-        text += &format!("  - {}\ncomponents:\n", relative(&folder, &deploy.bases[0])?);
+        text += &format!("  - {}\ncomponents:\n", relative(&folder, base)?);
         for component in components {
             text += &format!("  - {}\n", relative(&folder, &component)?);
         }
@@ -239,7 +242,9 @@ mod tests {
     fn what_is_under_deploy_is_told_apart() {
         let top = Workspace::locate().root.join("deploy");
         let deploy = Deploy::find(&top).expect("the folder can be read");
-        assert_eq!(deploy.bases, [top.join("base")]);
+        for base in ["base", "overlays/dev", "overlays/stage", "overlays/prod", "policies/networkpolicy"] {
+            assert!(deploy.bases.contains(&top.join(base)), "{deploy:?}");
+        }
         assert!(deploy.components.contains(&top.join("components/prometheus-operator")), "{deploy:?}");
         assert!(deploy.plain.contains(&top.join("examples/demo/cluster.yaml")), "{deploy:?}");
         assert!(deploy.plain.iter().all(|file| file.starts_with(top.join("examples"))), "{deploy:?}");
