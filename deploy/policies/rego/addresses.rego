@@ -19,24 +19,22 @@ import rego.v1
 #   source: Trivy KUBE-0002
 deny contains lib.finding("EGR-0001", lib.path(prefix), message) if {
 	lib.enabled("EGR-0001")
-	some prefix in lib.prefixes
+	some prefix in wide
 	prefix.length == 0
 	message := sprintf("%s allows every address", [prefix.cidr])
 }
 
 deny contains lib.finding("EGR-0001", path, "entity world without ports allows every address outside the cluster on every port") if {
 	lib.enabled("EGR-0001")
-	some destination in lib.allowed
-	destination.entry.entity == "world"
+	some destination in lib.worlds
 	not destination.entry.ports
 	path := sprintf("%s.entity", [destination.path])
 }
 
 deny contains lib.finding("EGR-0001", path, message) if {
 	lib.enabled("EGR-0001")
-	some destination in lib.allowed
-	destination.entry.entity == "world"
-	some protocol in lib.wide_protocols(destination.entry.ports)
+	some destination in lib.worlds
+	some protocol in lib.wide_lists[destination.entry.ports]
 	path := sprintf("%s.entity", [destination.path])
 	message := sprintf("entity world with more than %d ports of %s allows every address outside the cluster", [data.egress.mostPorts, protocol])
 }
@@ -56,24 +54,26 @@ deny contains lib.finding("EGR-0001", path, message) if {
 #   source: the project's own limit
 deny contains lib.finding("EGR-0002", lib.path(prefix), message) if {
 	lib.enabled("EGR-0002")
-	some prefix in lib.prefixes
+	some prefix in wide
 	prefix.length > 0
-	prefix.length < widest_limit
 	limit := data.egress.widest[lib.family(prefix.cidr)]
 	prefix.length < limit
 	not lib.within(prefix.cidr, data.egress.private)
 	message := sprintf("%s is public and wider than /%d", [prefix.cidr, limit])
 }
 
-widest_limit := max([limit | some limit in data.egress.widest])
+# The prefixes that may be too wide, whatever their family.
+wide := [prefix | some prefix in lib.prefixes; prefix.length < widest_limit]
+
+widest_limit := max(array.concat([1], [limit | some limit in data.egress.widest]))
 
 # Prefixes that are narrow one by one, and together are not.
 deny contains lib.finding("EGR-0002", path, message) if {
 	lib.enabled("EGR-0002")
+	some family, limit in data.egress.widest
+	is_crowded(family, limit)
 	some destination in lib.allowed
 	count(destination.entry.cidrs) > 1
-	some family, limit in data.egress.widest
-	limit <= unit[family]
 	public := {cidr: length |
 		some cidr in destination.entry.cidrs
 		lib.is_prefix(cidr)
@@ -83,7 +83,7 @@ deny contains lib.finding("EGR-0002", path, message) if {
 		not lib.within(cidr, data.egress.private)
 		not lib.within(cidr, destination.entry.except)
 	}
-	room := bits.lsh(1, unit[family] - limit)
+	room := bits.lsh(1, bits_of[family] - limit)
 	size(public, family) > room
 
 	# What lies inside another one was counted twice.
@@ -96,10 +96,25 @@ deny contains lib.finding("EGR-0002", path, message) if {
 	message := sprintf("%v allows more public addresses than a /%d", [object.get(destination.entry, "name", "the destination"), limit])
 }
 
-# The length of the prefixes that addresses are counted in; whatever is longer counts as one of them.
-unit := {"ipv4": 32, "ipv6": 64}
+# Whether the prefixes of all destinations together are enough for one of them to have too many addresses.
+is_crowded("ipv4", limit) if {
+	sizes := [size |
+		some prefix in lib.prefixes
+		prefix.length >= limit
+		prefix.length <= 32
+		size := bits.lsh(1, 32 - prefix.length)
+	]
+	sum(sizes) > bits.lsh(1, 32 - limit)
+}
 
-size(prefixes, family) := sum([bits.lsh(1, max([unit[family] - length, 0])) | some _, length in prefixes])
+is_crowded("ipv6", _) if {
+	some prefix in lib.prefixes
+	contains(prefix.cidr, ":")
+}
+
+bits_of := {"ipv4": 32, "ipv6": 128}
+
+size(prefixes, family) := sum([bits.lsh(1, bits_of[family] - length) | some _, length in prefixes])
 
 lies_inside(cidr, length, prefixes) if {
 	some other, shorter in prefixes
@@ -121,7 +136,7 @@ lies_inside(cidr, length, prefixes) if {
 #   source: Trivy, Checkov and cloud hardening guides
 warn contains lib.finding("EGR-0003", lib.path(prefix), message) if {
 	lib.enabled("EGR-0003")
-	some prefix in lib.prefixes
+	some prefix in lib.near(data.egress.linkLocal)
 	prefix.length > 0
 	some range in data.egress.linkLocal
 	lib.overlap(range, prefix.cidr)
@@ -145,7 +160,7 @@ warn contains lib.finding("EGR-0003", lib.path(prefix), message) if {
 #   source: CIS Amazon EKS Benchmark
 deny contains lib.finding("EGR-0004", lib.path(prefix), message) if {
 	lib.enabled("EGR-0004")
-	some prefix in lib.prefixes
+	some prefix in lib.near(data.egress.metadata)
 	some address in data.egress.metadata
 	net.cidr_contains(prefix.cidr, address)
 	names_http(prefix.destination.entry)
@@ -217,7 +232,7 @@ includes_80(port) if {
 warn contains lib.finding("EGR-0005", lib.path(prefix), message) if {
 	lib.enabled("EGR-0005")
 	count(cluster_ranges) > 0
-	some prefix in lib.prefixes
+	some prefix in lib.near([range.cidr | some range in cluster_ranges])
 	prefix.length > 0
 	some range in cluster_ranges
 	lib.overlap(range.cidr, prefix.cidr)

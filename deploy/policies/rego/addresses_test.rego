@@ -101,6 +101,15 @@ test_prefixes_that_are_wide_together_are_denied if {
 	}
 }
 
+# One address more than fits, and no other destination in the document.
+test_one_destination_is_enough_to_be_wide if {
+	every cidrs in [["8.0.0.0/16", "9.0.0.1/32"], ["2001:db8::/32", "2001:db9::/128"]] {
+		found := data.egress.deny with input as document([{"name": "a", "cidrs": cidrs, "ports": [443]}])
+		print(found)
+		paths(found, "EGR-0002") == {"allowedDestinations[0].cidrs"}
+	}
+}
+
 test_prefixes_that_are_narrow_together_pass if {
 	found := data.egress.deny with input as document([
 		{"name": "a", "cidrs": ["8.0.0.0/17", "8.1.0.0/17"], "ports": [443]},

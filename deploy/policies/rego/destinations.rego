@@ -29,7 +29,7 @@ deny contains lib.finding("EGR-0006", service.path, message) if {
 # Azure has a service for each region, such as AzureCloud.westeurope.
 deny contains lib.finding("EGR-0006", path, message) if {
 	lib.enabled("EGR-0006")
-	some destination in lib.allowed
+	some destination in clouds
 	some broad in data.egress.broadServices[destination.entry.cloud.provider]
 	names := {name |
 		some name in destination.entry.cloud.services
@@ -44,7 +44,7 @@ deny contains lib.finding("EGR-0006", path, message) if {
 # A provider without services is all of it, but for regions.
 deny contains lib.finding("EGR-0006", path, message) if {
 	lib.enabled("EGR-0006")
-	some destination in lib.allowed
+	some destination in clouds
 	cloud := destination.entry.cloud
 	not cloud.service
 	not cloud.services
@@ -57,6 +57,8 @@ deny contains lib.finding("EGR-0006", path, message) if {
 joined(where) := "and regions" if where == "without regions"
 
 joined(where) := where if where != "without regions"
+
+clouds := [destination | some destination in lib.allowed; destination.entry.cloud]
 
 everywhere(regions) := "without regions" if count(regions) == 0
 
@@ -73,7 +75,7 @@ cloud_services contains {"provider": "aws", "name": name, "regions": regions, "p
 }
 
 cloud_services contains {"provider": provider, "name": name, "regions": regions, "path": path} if {
-	some destination in lib.allowed
+	some destination in clouds
 	cloud := destination.entry.cloud
 	provider := lower(cloud.provider)
 	some name in array.concat([s | s := cloud.service], [s | some s in cloud.services])
@@ -144,7 +146,7 @@ warn contains lib.finding("EGR-0008", destination.path, message) if {
 	lib.enabled("EGR-0008")
 	some destination in lib.allowed
 	not destination.entry.entity == "world"
-	some protocol in lib.wide_protocols(destination.entry.ports)
+	some protocol in lib.wide_lists[destination.entry.ports]
 	name := object.get(destination.entry, "name", "the destination")
 	message := sprintf("%v allows more than %d ports of %s", [name, data.egress.mostPorts, protocol])
 }
