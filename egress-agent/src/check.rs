@@ -2,7 +2,10 @@
 //!
 //! The webhook, `egress-agent validate` and the agent ask [`Rules::judge`], so they say the same in the same words.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{PoisonError, RwLock},
+};
 
 mod rules;
 #[cfg(test)]
@@ -33,7 +36,32 @@ pub struct Rules {
     /// The rules of policy as code that are asked, one bundle after the other.
     pub bundles: Vec<Bundle>,
     /// What clouds' services stand for, as far as it is known.
-    pub ranges: Ranges,
+    pub ranges: Known,
+}
+
+/// The ranges that are known, which may change while documents are judged.
+#[derive(Debug, Default)]
+pub struct Known(RwLock<Ranges>);
+
+impl Known {
+    /// Returns those of this moment.
+    #[must_use]
+    pub fn now(&self) -> Ranges {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes them at once.
+    pub fn change(&self, change: impl FnOnce(&mut Ranges)) {
+        let mut next = self.now();
+        change(&mut next);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+}
+
+impl From<Ranges> for Known {
+    fn from(ranges: Ranges) -> Self {
+        Self(RwLock::new(ranges))
+    }
 }
 
 /// A document to judge.
@@ -70,7 +98,7 @@ impl Rules {
     pub fn judge(&self, subject: &Subject<'_>, now: u64) -> Judgement {
         let mut reading = document::read(subject.id, subject.text);
         unresolved(&mut reading);
-        clouds(&mut reading, &self.ranges);
+        clouds(&mut reading, &self.ranges.now());
         // Only what may refuse is compared with what was there, and a policy that may have been enforced.
         let audited = reading.policy.as_ref().is_some_and(|policy| policy.mode == Mode::Audit);
         let asked = subject.profile == Profile::Required || !self.bundles.is_empty() || audited;

@@ -1,7 +1,7 @@
 //! The webhook: the API server asks it whether a policy may be written.
 //!
 //! A request goes one way: [`server`] (TLS, HTTP, limits) reads its bytes, [`review`] makes an answer of them with the judge of
-//! [`crate::check`], and what that needs besides comes from [`namespaces`]. [`keeper`] sees to the certificate that [`served`]
+//! [`crate::check`], and what that needs besides comes from [`namespaces`] and [`ranges`]. [`keeper`] sees to the certificate that [`served`]
 //! shows, by the plan that [`certificates`] makes.
 //!
 //! Whatever fails, the answer is no, or there is none, which the API server takes for one.
@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod keeper;
 pub mod metrics;
 pub mod namespaces;
+pub mod ranges;
 pub mod review;
 pub mod served;
 pub mod server;
@@ -36,6 +37,7 @@ use self::{
     keeper::{Keeper, Place},
     metrics::{Counts, Sources},
     namespaces::Namespaces,
+    ranges::Follower,
     served::Served,
     server::{Judge, Limits},
 };
@@ -71,6 +73,8 @@ pub struct Config {
     pub access: Access,
     /// What policies are judged by.
     pub rules: Rules,
+    /// Where the controller publishes ranges, if they are to be followed.
+    pub ranges_namespace: Option<String>,
     /// Where the API server asks.
     pub listen: SocketAddr,
     /// Where metrics and health are served, without TLS.
@@ -110,6 +114,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (watching, watchful) = (client.clone(), Arc::clone(&health));
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { known.follow(watching, &watchful).await });
+    let rules = Arc::new(config.rules);
+    let mut ranges = None;
+    if let Some(namespace) = config.ranges_namespace {
+        let follower = Follower::new(Arc::clone(&rules));
+        ranges = Some(follower.interruptions());
+        tasks.spawn(follower.run(client.clone(), namespace));
+    }
     let mut troubles = Arc::new(AtomicU64::new(0));
     match config.certificates {
         Certificates::Kept(place) => {
@@ -130,6 +141,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         served: Arc::clone(&served),
         namespaces: Arc::clone(&namespaces),
         troubles,
+        ranges,
     };
     let (end_telemetry, telemetry_ends) = oneshot::channel::<()>();
     let serving = tokio::spawn(telemetry::serve(
@@ -145,7 +157,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let draining = Arc::new(AtomicBool::new(false));
     let judge = Judge::new(
-        Arc::new(config.rules),
+        Arc::clone(&rules),
         namespaces,
         Arc::clone(&counts),
         config.limits,

@@ -9,9 +9,9 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::Rules;
+use super::{Known, Rules};
 use crate::{
-    policy::{document::nearest, governance::Config, ranges::Ranges},
+    policy::{document::nearest, governance::Config},
     rego::{self, Bundle},
 };
 
@@ -148,7 +148,7 @@ impl Rules {
         };
         let File { governance, policy_as_code, cluster } = file;
         let mut rules =
-            Self { governance, policy_as_code, cluster, bundles: Vec::new(), ranges: Ranges::default() };
+            Self { governance, policy_as_code, cluster, bundles: Vec::new(), ranges: Known::default() };
         if policy_as_code.enabled {
             rules.bundles.push(Bundle::builtin(&rules.settings())?);
         }

@@ -358,8 +358,8 @@ fn clouds_are_warned_of_where_ranges_are_known() {
         let row = Row { service, region, network_border_group: region, wider: "", cidr };
         builder.push(row).expect("a provider may have it");
     }
-    let mut rules = Rules::default();
-    rules.ranges.set_provider("aws", Arc::new(builder.finish(Some(1))));
+    let rules = Rules::default();
+    rules.ranges.change(|ranges| ranges.set_provider("aws", Arc::new(builder.finish(Some(1)))));
     let warned = |rules: &Rules, destination: &str| {
         let text = format!(
             r#"{{"defaultAction": "deny", "allowedDestinations": [{{"name": "a", "ports": [443], {destination}}}]}}"#

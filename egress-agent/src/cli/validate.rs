@@ -129,7 +129,7 @@ impl Arguments {
         if let Some(profile) = self.profile {
             rules.governance.profile = profile.into();
         }
-        rules.ranges = Files::load(&self.ranges, clock::wall_seconds_and_fraction().0)?;
+        rules.ranges = Files::load(&self.ranges, clock::wall_seconds_and_fraction().0)?.into();
         Ok(rules)
     }
 }

@@ -10,6 +10,8 @@ use super::validate::read_rules;
 use crate::{
     heap,
     k8s::client::Access,
+    kernel::clock,
+    ranges::files::{Files, provider_file},
     telemetry::log,
     webhook::{self, Certificates, Config, certificates::Lifetimes, keeper::Place, server::Limits},
 };
@@ -40,6 +42,16 @@ pub struct Arguments {
     /// Ask the policy as code in this folder too, and the shipped one; may be given several times
     #[arg(long, value_name = "DIR", env = "EGRESS_WEBHOOK_POLICIES", value_delimiter = ',', help_heading = CLUSTER)]
     policies: Vec<PathBuf>,
+
+    /// Follow the address ranges of clouds that the controller publishes in this namespace, and warn of destinations that they make wide
+    /// or empty
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_RANGES_NAMESPACE", help_heading = CLUSTER)]
+    ranges_namespace: Option<String>,
+
+    /// Read a provider's address ranges from this file, in the provider's own format, at the start; `custom` for services of your own; may
+    /// be repeated
+    #[arg(long, value_name = "PROVIDER=FILE", env = "EGRESS_RANGES", value_delimiter = ',', value_parser = provider_file, help_heading = CLUSTER)]
+    ranges: Vec<(String, PathBuf)>,
 
     /// The namespace of the webhook's Service and Secret
     #[arg(long, value_name = "NAME", env = "EGRESS_NAMESPACE", default_value = "egress-webhook", help_heading = CLUSTER)]
@@ -163,9 +175,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         LogFormat::Text => log::Format::Text,
         LogFormat::Json => log::Format::Json,
     })?;
+    let mut rules = read_rules(arguments.rules.as_deref(), &arguments.policies)?;
+    rules.ranges = Files::load(&arguments.ranges, clock::wall_seconds_and_fraction().0)?.into();
     let config = Config {
         access: Access { kubeconfig: arguments.kubeconfig.clone(), context: arguments.context.clone() },
-        rules: read_rules(arguments.rules.as_deref(), &arguments.policies)?,
+        rules,
+        ranges_namespace: arguments.ranges_namespace.clone(),
         listen: arguments.listen,
         telemetry: arguments.telemetry,
         certificates: arguments.certificates()?,

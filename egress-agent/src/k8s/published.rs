@@ -162,13 +162,25 @@ impl Parts {
         }
     }
 
-    /// Forgets an object.
-    pub fn remove(&mut self, name: &str) {
-        self.texts.remove(name);
-        self.chunks.remove(name);
+    /// Forgets an object. Returns whether there was one of that name.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let mut was = self.texts.remove(name).is_some() | self.chunks.remove(name).is_some();
         if name == head_name(&self.provider) {
-            self.head = None;
+            was |= self.head.take().is_some();
         }
+        was
+    }
+
+    /// Returns whether there is a chunk of that name.
+    #[must_use]
+    pub fn is_chunk(&self, name: &str) -> bool {
+        self.chunks.contains_key(name)
+    }
+
+    /// Returns whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty() && self.chunks.is_empty() && self.head.is_none()
     }
 
     /// Returns what they are together; nothing if there is none.

@@ -55,7 +55,7 @@ const NAMESPACES: Description = Description {
 };
 const INTERRUPTIONS: Description = Description {
     name: "egress_webhook_watch_interruptions",
-    help: "Times the watch of namespaces was interrupted.",
+    help: "Times a watch was interrupted, of namespaces or of published ranges.",
     kind: Kind::Counter,
     unit: None,
 };
@@ -107,6 +107,8 @@ pub struct Sources {
     pub served: Arc<Served>,
     /// Of namespaces.
     pub namespaces: Arc<Namespaces>,
+    /// Interruptions of the watch of published ranges, if they are followed.
+    pub ranges: Option<Arc<AtomicU64>>,
     /// Rounds in which the certificates could not be kept.
     pub troubles: Arc<AtomicU64>,
 }
@@ -125,6 +127,7 @@ impl Sources {
             .collect();
         let (good, bad) = self.served.reloads();
         let (namespaces, interruptions) = self.namespaces.counts();
+        let ranges = self.ranges.as_ref().map(|count| count.load(Ordering::Relaxed));
         let mut families = vec![
             REQUESTS.family(verdicts),
             SECONDS.single(Value::Histogram(self.counts.seconds.snapshot())),
@@ -132,7 +135,11 @@ impl Sources {
             RELOADS.family(vec![labelled("result", "good", good), labelled("result", "failed", bad)]),
             KEEPING.single(Value::Whole(self.troubles.load(Ordering::Relaxed))),
             NAMESPACES.single(Value::Whole(namespaces as u64)),
-            INTERRUPTIONS.single(Value::Whole(interruptions)),
+            INTERRUPTIONS.family(
+                std::iter::once(labelled("watch", "namespaces", interruptions))
+                    .chain(ranges.map(|count| labelled("watch", "ranges", count)))
+                    .collect(),
+            ),
             metrics::build_info(env!("CARGO_PKG_VERSION"), option_env!("EGRESS_REVISION").unwrap_or("")),
         ];
         // Without a certificate there is no series: a zero would look like one that ended long ago.
@@ -149,8 +156,13 @@ mod tests {
     #[test]
     fn every_family_follows_the_rules_of_names_and_can_be_written() {
         let served = Arc::new(Served::default());
-        let sources =
-            Sources { counts: Arc::default(), served, namespaces: Arc::default(), troubles: Arc::default() };
+        let sources = Sources {
+            counts: Arc::default(),
+            served,
+            namespaces: Arc::default(),
+            ranges: Some(Arc::default()),
+            troubles: Arc::default(),
+        };
         sources.counts.count(Verdict::Refused, Duration::from_millis(3));
         let families = sources.families();
         for family in families.iter().chain([&EXPIRY.single(Value::Whole(1))]) {
@@ -162,6 +174,7 @@ mod tests {
         let text = Format::Classic.write(&families);
         assert!(text.contains("egress_admission_requests_total{verdict=\"refused\"} 1\n"), "{text}");
         assert!(text.contains("egress_admission_requests_total{verdict=\"allowed\"} 0\n"), "{text}");
+        assert!(text.contains("egress_webhook_watch_interruptions_total{watch=\"ranges\"} 0\n"), "{text}");
         assert!(text.contains("egress_admission_seconds_bucket{le=\"0.005\"} 1\n"), "{text}");
         assert!(!text.contains("egress_webhook_certificate_expiry"), "there is no certificate: {text}");
     }

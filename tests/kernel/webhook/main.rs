@@ -4,6 +4,7 @@
 
 mod guards;
 mod policies;
+mod ranges;
 mod rotation;
 mod scene;
 
@@ -25,6 +26,7 @@ const CASES: &[(&str, Case)] = &[
     ("a refusal is told word for word", policies::refusal),
     ("a good policy is taken and warned of", policies::acceptance),
     ("only labelled maps in namespaces that say so are judged", policies::scope),
+    ("clouds' services are warned of once their ranges are published", ranges::warned_of),
     ("the label comes and goes", policies::label),
     ("namespaces say how governance is taken", policies::governance),
     ("a policy without its key or of great size is refused without the webhook", guards::shape),

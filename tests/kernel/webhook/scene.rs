@@ -124,7 +124,9 @@ impl<'a> Scene<'a> {
         // kustomize takes no absolute paths.
         let up = "../".repeat(self.folder.path().components().count() - 1);
         let deploy = format!("{up}{}", deploy.strip_prefix("/").expect("it is absolute").display());
-        let text = format!("resources: [{deploy}/base]\ncomponents: [{deploy}/components/webhook]\n");
+        let components = ["webhook", "controller", "webhook-ranges"];
+        let components = components.map(|name| format!("{deploy}/components/{name}")).join(", ");
+        let text = format!("resources: [{deploy}/base]\ncomponents: [{components}]\n");
         fs::write(self.folder.path().join("kustomization.yaml"), text).expect("a file can be written");
         let folder = self.folder.path().to_str().expect("temporary folders have plain names");
         let said = self.kubectl(&["apply", "--kustomize", folder], "");
@@ -163,7 +165,8 @@ impl<'a> Scene<'a> {
             command.env_remove(proxy);
         }
         command
-            .args(["webhook", "--tls-names", "127.0.0.1", "--farewell", "1s"])
+            .args(["webhook", "--ranges-namespace", "egress-controller"])
+            .args(["--tls-names", "127.0.0.1", "--farewell", "1s"])
             .args(["--listen", &address.to_string(), "--telemetry", &telemetry.to_string()])
             .arg("--kubeconfig")
             .arg(kubeconfig)
