@@ -65,6 +65,7 @@ use self::{
     denials::{Announcer, Denials, Repeated},
     kept::Keeper,
     report::EventLine,
+    summary::Publisher,
 };
 
 mod binding;
@@ -73,6 +74,7 @@ mod kept;
 mod ranges;
 mod report;
 pub mod status;
+pub mod summary;
 
 /// What policies are judged by here: nothing that is laid down for writing them.
 static RULES: LazyLock<Rules> = LazyLock::new(Rules::default);
@@ -109,6 +111,8 @@ pub struct Config {
     pub ranges_namespace: Option<String>,
     /// Files with ranges, each with its provider.
     pub ranges_files: Vec<(String, PathBuf)>,
+    /// Where this node's summary is published, if it is.
+    pub summary: Option<summary::Options>,
     /// Whether events go to standard output.
     pub print_events: bool,
     /// Whether everything that is pinned is removed at the end.
@@ -251,6 +255,12 @@ struct Node {
     denials: Denials,
     /// Puts Events on pods, where there is an API server.
     announcer: Option<Announcer>,
+    /// Publishes what this node enforces, where that is wanted.
+    publisher: Option<Publisher>,
+    /// Pods whose policy did not fit when policies were applied last; they keep what they had.
+    refused: BTreeSet<NsName>,
+    /// When policies were applied last, the kernel did not take them all.
+    stale: bool,
     /// What was said last of watches that fail and objects that cannot be read.
     unheard: BTreeSet<String>,
     /// What the policies in force need to know of the cluster.
@@ -407,6 +417,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 let mut node = lock(&node);
                 node.keep();
                 node.tell_repeated();
+                node.publish(Instant::now());
                 node.tidy();
             }
         }
@@ -617,6 +628,9 @@ impl Node {
             attached: false,
             denials: Denials::default(),
             announcer: None,
+            publisher: None,
+            refused: BTreeSet::new(),
+            stale: false,
             unheard: BTreeSet::new(),
             demand: Demand::default(),
             waits: BTreeMap::new(),
@@ -676,6 +690,11 @@ impl Node {
             }
         }
         self.announcer = Some(Announcer::start(client.clone(), &options.node, Instant::now()));
+        self.publisher = self
+            .config
+            .summary
+            .as_ref()
+            .map(|summary| Publisher::start(client.clone(), &options.node, summary, Instant::now()));
         let (mut source, news) = KubeSource::start(client, options);
         source.adopt(&self.index, published);
         self.source = Source::Kube(Box::new(source));
@@ -1148,15 +1167,19 @@ impl Node {
             }
         }
         self.retry = false;
+        self.stale = true;
+        self.refused.clear();
         let histogram = Arc::clone(&self.apply_seconds);
         match self.engine.apply(&wanted, &kept, || histogram.observe(began.elapsed())) {
             Ok(applied) => {
                 self.adopted = adopted;
+                self.stale = false;
                 self.health.clear(NOT_IN_KERNEL);
                 if applied.refused.is_empty() {
                     self.health.clear(NOT_FITTING);
                 }
                 for refused in &applied.refused {
+                    self.refused.extend(refused.pods.iter().cloned());
                     let pods: Vec<String> = refused.pods.iter().map(ToString::to_string).collect();
                     wrong.insert(format!(
                         "the policy of {} does not fit ({}); what they had stays in force",

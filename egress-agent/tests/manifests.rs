@@ -10,7 +10,7 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    admissionregistration::v1::ValidatingWebhookConfiguration,
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingWebhookConfiguration},
     apps::v1::{DaemonSet, Deployment},
     core::v1::{Container, Namespace, PodSpec, Probe, Service},
     rbac::v1::{ClusterRole, PolicyRule, Role},
@@ -227,6 +227,36 @@ fn the_agent_may_list_and_watch_and_write_events() {
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ];
     assert_eq!(role.rules.expect("it has rules"), wanted);
+}
+
+#[test]
+fn agents_write_their_summaries_in_their_own_namespace_only() {
+    let folder = deploy().join("components/controller");
+    let text = read(&folder.join("summaries.yaml"));
+    let of = |kind: &str| {
+        let line = format!("\nkind: {kind}\n");
+        let document = text.split("\n---\n").find(|document| document.contains(&line));
+        document.unwrap_or_else(|| panic!("there is a {kind}"))
+    };
+    let role: Role = serde_saphyr::from_str(of("Role")).expect("a Role");
+    assert_eq!(role.metadata.namespace.as_deref(), Some("egress-agent"));
+    let rules = role.rules.expect("it has rules");
+    assert_eq!(rules.len(), 1);
+    assert_eq!(rules[0].resources.as_deref(), Some(&["configmaps".to_owned()][..]));
+    assert_eq!(rules[0].verbs, ["create", "patch"], "nothing is read, and nothing deleted");
+    // What narrows the right comes with it.
+    let policy: ValidatingAdmissionPolicy =
+        serde_saphyr::from_str(of("ValidatingAdmissionPolicy")).expect("a ValidatingAdmissionPolicy");
+    let spec = policy.spec.expect("it has a spec");
+    assert_eq!(spec.failure_policy.as_deref(), Some("Fail"));
+    let account = &spec.match_conditions.expect("it is about agents")[0].expression;
+    assert!(account.contains("'system:serviceaccount:egress-agent:egress-agent'"), "{account}");
+    let kustomization = read(&folder.join("kustomization.yaml"));
+    assert!(kustomization.contains("- summaries.yaml") && kustomization.contains("EGRESS_SUMMARY_NAMESPACE"));
+    assert!(
+        !read(&deploy().join("base/daemonset.yaml")).contains("EGRESS_SUMMARY"),
+        "off without the component"
+    );
 }
 
 #[test]

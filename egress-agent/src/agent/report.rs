@@ -136,6 +136,9 @@ impl Node {
         if let Some(announcer) = &self.announcer {
             families.push(metrics::pod_events(&announcer.counts()));
         }
+        if let Some(publisher) = &self.publisher {
+            families.push(metrics::summary_writes(&publisher.counts()));
+        }
         families.push(metrics::clock_check(self.clock_checked));
         families.push(metrics::build_info(
             env!("CARGO_PKG_VERSION"),

@@ -358,7 +358,7 @@ impl Node {
         }
     }
 
-    fn source_status(&self) -> SourceStatus {
+    pub(super) fn source_status(&self) -> SourceStatus {
         let (Source::Kube(source), Some(api)) = (&self.source, self.api()) else {
             let path = match &self.config.source {
                 SourceConfig::Directory(path) => path.display().to_string(),
@@ -406,7 +406,7 @@ impl Node {
         }
     }
 
-    fn map_fill(&self) -> Vec<MapFill> {
+    pub(super) fn map_fill(&self) -> Vec<MapFill> {
         let state = self.engine.state();
         let slots = state.slots().usage();
         let usage = state.allocator().usage();
@@ -469,7 +469,7 @@ impl Node {
         Ok(pods)
     }
 
-    fn policy_status(&self) -> Vec<PolicyStatus> {
+    pub(super) fn policy_status(&self) -> Vec<PolicyStatus> {
         let status = |problem: crate::policy::index::Problem<'_>| PolicyStatus {
             policy: problem.policy.to_string(),
             in_force: match problem.in_force {
@@ -483,7 +483,12 @@ impl Node {
     }
 
     /// Returns what somebody should look at, besides what keeps the agent from being ready.
-    fn degraded(&self, source: &SourceStatus, maps: &[MapFill], policies: &[PolicyStatus]) -> Vec<String> {
+    pub(super) fn degraded(
+        &self,
+        source: &SourceStatus,
+        maps: &[MapFill],
+        policies: &[PolicyStatus],
+    ) -> Vec<String> {
         let mut lines: Vec<String> = self.wrong.iter().cloned().collect();
         match source {
             SourceStatus::Directory { errors: 0, .. } => {}

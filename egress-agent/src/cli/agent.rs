@@ -1,6 +1,6 @@
 //! `egress-agent agent`: enforces policies on this node.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -62,6 +62,14 @@ pub struct Arguments {
     /// what clouds' services stand for
     #[arg(long, value_name = "NAMESPACE", env = "EGRESS_RANGES_NAMESPACE", help_heading = SOURCE)]
     ranges_namespace: Option<String>,
+
+    /// Publish what this node enforces as a ConfigMap in this namespace, for the controller and `egress-agent status --cluster`
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_SUMMARY_NAMESPACE", help_heading = OUTPUT)]
+    summary_namespace: Option<String>,
+
+    /// How many seconds there are at least between two of those; what has not changed is written every ten minutes
+    #[arg(long, value_name = "SECONDS", env = "EGRESS_SUMMARY_EVERY", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600), help_heading = OUTPUT)]
+    summary_every: u16,
 
     /// Read a provider's address ranges from this file, in the provider's own format, and again when it changes; `custom` for
     /// services of your own; may be repeated
@@ -294,6 +302,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         },
         ranges_namespace: arguments.ranges_namespace.clone().filter(|name| !name.is_empty()),
         ranges_files: arguments.ranges.clone(),
+        summary: arguments.summary_namespace.clone().filter(|name| !name.is_empty()).map(|namespace| {
+            agent::summary::Options { namespace, every: Duration::from_secs(arguments.summary_every.into()) }
+        }),
         print_events: arguments.output == Some(Output::Json),
     };
     let runtime =

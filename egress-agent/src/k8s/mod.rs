@@ -10,4 +10,5 @@ pub mod network_policy;
 pub mod published;
 pub mod snapshot;
 pub mod source;
+pub mod summary;
 pub mod trimmed;

@@ -393,6 +393,17 @@ impl Index {
             )
     }
 
+    /// Returns the text of a ConfigMap that is in force; nothing if it never had a good one, or is not read.
+    #[must_use]
+    pub fn text_in_force(&self, id: &NsName) -> Option<&Arc<str>> {
+        let source = self.sources.get(&PolicyId { kind: PolicyKind::ConfigMap, id: id.clone() })?;
+        match source.in_force {
+            InForce::Current => source.text.as_ref(),
+            InForce::Earlier => source.good.as_ref(),
+            InForce::Nothing => None,
+        }
+    }
+
     /// Returns how many octets the texts of a ConfigMap have: the one it has now, and the one in force where that is an earlier one.
     #[must_use]
     pub fn octets(&self, id: &NsName) -> usize {

@@ -145,6 +145,8 @@ families! {
     PODS = "egress_pods" Gauge None, "Pods of this node that have a cgroup, by what is known of them.";
     POD_EVENTS = "egress_pod_events" Counter None,
         "Kubernetes Events about denials, by what became of them: sent, failed, or dropped for being too many.";
+    SUMMARY_WRITES = "egress_summary_writes" Counter None,
+        "Times the summary of this node was published, or could not be.";
     REPAIRS = "egress_datapath_repairs" Counter None, "Programs and maps that were found detached or unpinned and were put back.";
     CLOCK_CHECK = "egress_clock_check_timestamp_seconds" Gauge Some("seconds"),
         "When the kernel's clock was last compared with the wall clock, in seconds since 1970.";
@@ -415,6 +417,16 @@ pub fn pod_events(counts: &[(&'static str, u64)]) -> Family {
         value: Value::Whole(*count),
     };
     POD_EVENTS.family(counts.iter().map(sample).collect())
+}
+
+/// Returns the family of writes of this node's summary.
+#[must_use]
+pub fn summary_writes(counts: &[(&'static str, u64)]) -> Family {
+    let sample = |(result, count): &(&'static str, u64)| Sample {
+        labels: vec![("result", (*result).to_owned())],
+        value: Value::Whole(*count),
+    };
+    SUMMARY_WRITES.family(counts.iter().map(sample).collect())
 }
 
 /// Returns the family of repairs.

@@ -15,6 +15,7 @@ mod scene;
 mod speed;
 mod starts;
 mod startup;
+mod summary;
 
 use std::{
     io::Write as _,
@@ -56,6 +57,7 @@ cases! {
     a_start_after_a_reboot_uses_the_kept_state: crate::startup::kept_state_holds,
     an_agent_ends_and_the_next_takes_over: crate::lifecycle::upgrade,
     a_detached_program_is_attached_again: crate::lifecycle::detached,
+    a_node_tells_what_it_enforces: crate::summary::told,
     odd_objects_keep_nothing_from_working: crate::input::odd_objects,
 }
 

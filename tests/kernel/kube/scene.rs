@@ -52,7 +52,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) pins: PathBuf,
     pub(crate) binary: PathBuf,
     pub(crate) snapshot: PathBuf,
-    kubeconfig: PathBuf,
+    /// Who the agent is.
+    pub(crate) kubeconfig: PathBuf,
     agents: Cell<u32>,
     pub(crate) lab: Lab,
 }

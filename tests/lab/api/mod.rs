@@ -226,13 +226,28 @@ impl Server {
     ///
     /// When there is no token for it, or the file cannot be written.
     pub fn kubeconfig_for(&self, namespace: &str, account: &str) -> Result<PathBuf> {
-        let token = self.token(namespace, account)?;
+        self.write_kubeconfig(self.token(namespace, account)?, &format!("{namespace}-{account}"))
+    }
+
+    /// Returns a kubeconfig file with the rights of a ServiceAccount's pod on a node. The account must be there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::kubeconfig_for`].
+    pub fn kubeconfig_on(&self, namespace: &str, account: &str, node: &str) -> Result<PathBuf> {
+        match &self.inner {
+            Inner::Real(real) => self.write_kubeconfig(real.token_on(namespace, account, node)?, account),
+            Inner::Double(_) => self.kubeconfig_for(namespace, account),
+        }
+    }
+
+    fn write_kubeconfig(&self, token: String, name: &str) -> Result<PathBuf> {
         let (folder, ca) = match &self.inner {
             Inner::Real(real) => (real.folder(), Some(real.ca())),
             Inner::Double(double) => (double.folder(), None),
         };
         let number = self.files.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(format!("{namespace}-{account}-{number}.kubeconfig"));
+        let path = folder.join(format!("{name}-{number}.kubeconfig"));
         client::write_kubeconfig(&path, &self.url(), ca.as_deref(), &User::Token(token))?;
         Ok(path)
     }

@@ -261,11 +261,35 @@ impl Real {
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
             Err(error) => return Err(error).with_context(|| format!("cannot create {namespace}/{account}")),
         }
-        let body = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 7200 },
+        self.request_token(namespace, account, &json!({ "expirationSeconds": 7200 }))
+    }
+
+    /// Returns a token as kubelet gives it to a pod of a ServiceAccount on a node. The account must be there; the pod is created.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses.
+    pub fn token_on(&self, namespace: &str, account: &str, node: &str) -> Result<String> {
+        let name = format!("{account}-on-{node}");
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+            "spec": {
+                "serviceAccountName": account, "nodeName": node, "automountServiceAccountToken": false,
+                "containers": [{ "name": "main", "image": "example.com/none" }],
+            },
         });
-        let answer = ask(&format!("{accounts}/{account}/token"), &body)
-            .with_context(|| format!("no token for {namespace}/{account}"))?;
+        let pods = format!("/api/v1/namespaces/{namespace}/pods");
+        let pod = self.worker.request(&self.client, "POST", &pods, "application/json", &pod);
+        let pod = pod.with_context(|| format!("cannot create {namespace}/{name}"))?;
+        let bound = json!({ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod["metadata"]["uid"] });
+        self.request_token(namespace, account, &json!({ "expirationSeconds": 7200, "boundObjectRef": bound }))
+    }
+
+    fn request_token(&self, namespace: &str, account: &str, spec: &Value) -> Result<String> {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let body = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec });
+        let answer = self.worker.request(&self.client, "POST", &path, "application/json", &body);
+        let answer = answer.with_context(|| format!("no token for {namespace}/{account}"))?;
         answer["status"]["token"].as_str().map(str::to_owned).context("an answer without a token")
     }
 }
