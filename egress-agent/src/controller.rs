@@ -9,6 +9,8 @@ mod metrics;
 pub mod policies;
 pub mod ranges;
 
+pub use metrics::FAMILIES;
+
 use std::{
     net::SocketAddr,
     path::PathBuf,

@@ -88,6 +88,24 @@ pub(crate) fn ensure_program(program: &str, package: &str, is_root: bool) -> Res
     process::run(&mut install).with_context(|| format!("`{program}` is missing; install it with `{line}`"))
 }
 
+/// Unpacks a package of the machine's own release into `work` and returns the folder of its programs. What is unpacked there already stays.
+///
+/// For packages that would start a service if they were installed.
+pub(crate) fn programs_of(package: &str, work: &Path) -> Result<PathBuf> {
+    let unpacked = work.join(package);
+    let programs = unpacked.join("usr").join("bin");
+    if programs.is_dir() {
+        return Ok(programs);
+    }
+    let state = State::new(work, &[&codename()?])?;
+    state.update()?;
+    state.download(package)?;
+    let partial = work.join(format!(".{package}"));
+    process::run(Command::new("dpkg-deb").arg("-x").arg(downloaded(work)?).arg(&partial))?;
+    fs::rename(&partial, &unpacked).with_context(|| format!("cannot move {}", partial.display()))?;
+    Ok(programs)
+}
+
 /// Unpacks the library of exactly this rustc version into `sources`/rust/library.
 pub(crate) fn install_rust_src(work: &Path, sources: &Path, version: &str) -> Result<()> {
     // What an interrupted run left behind could be taken for the package.
@@ -129,14 +147,19 @@ fn downloaded(work: &Path) -> Result<PathBuf> {
     bail!("apt-get left no package in {}", work.display())
 }
 
-/// Returns the machine's own Debian mirror: the source that serves `main` of the release it runs.
-fn debian_mirror() -> Result<Source> {
+/// Returns the name of the release the machine runs.
+fn codename() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let codename =
-        codename.context("/etc/os-release names no release: not a Debian machine")?.trim_matches('"');
+    let codename = codename.context("/etc/os-release names no release: not a Debian machine")?;
+    Ok(codename.trim_matches('"').to_owned())
+}
+
+/// Returns the machine's own Debian mirror: the source that serves `main` of the release it runs.
+fn debian_mirror() -> Result<Source> {
+    let codename = codename()?;
     let mut found = apt_sources::configured(Path::new("/etc/apt"))?;
-    found.retain(|source| source.serves_main_of(codename));
+    found.retain(|source| source.serves_main_of(&codename));
     found.into_iter().next().with_context(|| format!("no source in /etc/apt serves main of {codename}"))
 }
 

@@ -8,6 +8,7 @@ mod demo;
 mod kernels;
 mod lint;
 mod manifests;
+mod metrics;
 mod process;
 mod summary;
 mod test;
@@ -40,6 +41,8 @@ enum Verb {
     Lint,
     /// Render everything under deploy/ and validate it against the schemas of Kubernetes
     Manifests(manifests::Arguments),
+    /// Write docs/metrics.md from what the code exports
+    Metrics,
     /// Run what CI runs: formatting, lints, tests, and the tests that need root
     Test(test::Arguments),
 }
@@ -67,6 +70,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Kernels(arguments) => return kernels::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
         Verb::Manifests(arguments) => return manifests::run(&workspace, &arguments),
+        Verb::Metrics => metrics::run(&workspace)?,
         Verb::Test(arguments) => return test::run(&workspace, &arguments),
     }
     Ok(ExitCode::SUCCESS)

@@ -81,6 +81,73 @@ OTHERS = {
             },
         },
     },
+    ("monitoring.coreos.com/v1", "PrometheusRule"): {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "additionalProperties": False,
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name", "namespace"]},
+            "spec": {
+                "type": "object",
+                "required": ["groups"],
+                "additionalProperties": False,
+                "properties": {
+                    "groups": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {
+                            "type": "object",
+                            "required": ["name", "rules"],
+                            "additionalProperties": False,
+                            "properties": {
+                                "name": {"type": "string", "minLength": 1},
+                                "interval": {"type": "string", "pattern": "^[0-9]+(s|m|h)$"},
+                                "rules": {
+                                    "type": "array",
+                                    "minItems": 1,
+                                    "items": {
+                                        "oneOf": [
+                                            {
+                                                "type": "object",
+                                                "required": ["record", "expr"],
+                                                "additionalProperties": False,
+                                                "properties": {
+                                                    "record": {"type": "string", "pattern": "^[a-zA-Z_:][a-zA-Z0-9_:]*$"},
+                                                    "expr": {"type": "string", "minLength": 1},
+                                                },
+                                            },
+                                            {
+                                                "type": "object",
+                                                "required": ["alert", "expr", "labels", "annotations"],
+                                                "additionalProperties": False,
+                                                "properties": {
+                                                    "alert": {"type": "string", "pattern": "^[A-Z][A-Za-z]+$"},
+                                                    "expr": {"type": "string", "minLength": 1},
+                                                    "for": {"type": "string", "pattern": "^[0-9]+(s|m|h)$"},
+                                                    "labels": {
+                                                        "type": "object",
+                                                        "required": ["severity"],
+                                                        "additionalProperties": {"type": "string"},
+                                                    },
+                                                    "annotations": {
+                                                        "type": "object",
+                                                        "required": ["summary", "description", "runbook_url"],
+                                                        "additionalProperties": {"type": "string"},
+                                                    },
+                                                },
+                                            },
+                                        ],
+                                    },
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
     ("monitoring.coreos.com/v1", "PodMonitor"): {
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -94,6 +161,12 @@ OTHERS = {
                 "required": ["selector", "podMetricsEndpoints"],
                 "additionalProperties": False,
                 "properties": {
+                    "namespaceSelector": {
+                        "type": "object",
+                        "required": ["matchNames"],
+                        "additionalProperties": False,
+                        "properties": {"matchNames": {"type": "array", "minItems": 1, "items": {"type": "string"}}},
+                    },
                     "selector": {
                         "type": "object",
                         "additionalProperties": False,

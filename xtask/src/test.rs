@@ -1,9 +1,10 @@
 //! `cargo xtask test`: what CI runs, from cheap to dear.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
@@ -67,7 +68,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         });
         summary.tested(level, &tally, outcome);
     };
-    tests(&mut summary, "pure", workspace.cargo().args(["test", "--no-fail-fast"]));
+    let mut pure = workspace.cargo();
+    pure.args(["test", "--no-fail-fast"]);
+    if strict && let Some(path) = path_with_promtool(workspace) {
+        pure.env("PATH", path);
+    }
+    tests(&mut summary, "pure", &mut pure);
     if !arguments.pure {
         let objects = build::object(workspace, true)
             .and_then(|logging| Ok((logging, build::object(workspace, false)?)));
@@ -137,6 +143,24 @@ fn kernel_tests(workspace: &Workspace, object: &Path, logging: &Path, agent: &Pa
         format!("sudo --preserve-env=EGRESS_BPF_OBJECT,{DEBUG_OBJECT},{AGENT},{DATA},KUBEBUILDER_ASSETS,LD_LIBRARY_PATH,EGRESS_CHURN_SECONDS,PROPTEST_CASES,RUST_BACKTRACE"),
     );
     Ok(command)
+}
+
+/// Returns a `PATH` in which promtool is, if that takes another one than this.
+///
+/// The package is not installed: that would start a Prometheus on this machine.
+fn path_with_promtool(workspace: &Workspace) -> Option<OsString> {
+    let quiet = |program: &mut Command| program.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if quiet(Command::new("promtool").arg("--version")).is_ok() {
+        return None;
+    }
+    let added = apt::programs_of("prometheus", &workspace.target.join("xtask").join("promtool"));
+    let joined = added.and_then(|programs| {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = env::split_paths(&path).chain([programs]);
+        env::join_paths(folders).context("PATH cannot be extended")
+    });
+    // The tests that need it say that they were skipped.
+    joined.inspect_err(|error| eprintln!("there is no promtool: {error:#}")).ok()
 }
 
 fn host_triple() -> Result<String> {

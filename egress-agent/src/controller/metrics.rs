@@ -8,7 +8,10 @@ use std::{
 use tokio::sync::watch;
 
 use super::{Clock, lease::Standing, policies, ranges::AllCounts};
-use crate::telemetry::metrics::{self, Description, Family, Kind, Sample, Value};
+use crate::telemetry::{
+    catalogue,
+    metrics::{self, Description, Family, Kind, Sample, Value},
+};
 
 const LEADER: Description = Description {
     name: "egress_controller_leader",
@@ -59,6 +62,20 @@ const GENERATION: Description = Description {
     kind: Kind::Gauge,
     unit: Some("seconds"),
 };
+
+/// Every family of the controller, with its labels.
+pub const FAMILIES: &[catalogue::Entry] = &[
+    (LEADER, &[]),
+    (metrics::CLOUD_RANGES_AGE, &["provider"]),
+    (REVISION, &["provider"]),
+    (ROUNDS, &["provider", "result"]),
+    (POLICIES, &[]),
+    (OBJECTS, &[]),
+    (LOSSES, &[]),
+    (WRITES, &["result"]),
+    (GENERATION, &[]),
+    catalogue::BUILD,
+];
 
 /// Where the numbers of a scrape come from.
 pub(super) struct Sources {
@@ -117,5 +134,19 @@ impl Sources {
             GENERATION.single(Value::Float(self.policies.took.load(Ordering::Relaxed) as f64 / 1e6)),
             metrics::build_info(env!("CARGO_PKG_VERSION"), option_env!("EGRESS_REVISION").unwrap_or("")),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_it_exports_is_named_with_its_labels() {
+        let counts = Arc::<AllCounts>::default();
+        counts.of("aws").heard.store(1, Ordering::Relaxed);
+        let (_, standing) = watch::channel(Standing::Unknown);
+        let sources = Sources { counts, policies: Arc::default(), standing, clock: Arc::new(|| 10) };
+        catalogue::tests::agrees(FAMILIES, &sources.families().iter().collect::<Vec<_>>());
     }
 }

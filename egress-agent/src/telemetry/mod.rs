@@ -1,5 +1,6 @@
 //! What the agent tells about itself: logs, metrics, health.
 
+pub mod catalogue;
 pub mod log;
 pub mod metrics;
 pub mod server;

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{namespaces::Namespaces, review::Verdict, served::Served};
-use crate::telemetry::metrics::{self, Description, Family, Histogram, Kind, Sample, Value};
+use crate::telemetry::{
+    catalogue,
+    metrics::{self, Description, Family, Histogram, Kind, Sample, Value},
+};
 
 const REQUESTS: Description = Description {
     name: "egress_admission_requests",
@@ -59,6 +62,19 @@ const INTERRUPTIONS: Description = Description {
     kind: Kind::Counter,
     unit: None,
 };
+
+/// Every family of the webhook, with its labels.
+pub const FAMILIES: &[catalogue::Entry] = &[
+    (REQUESTS, &["verdict"]),
+    (SECONDS, &[]),
+    (HANDSHAKES, &[]),
+    (EXPIRY, &[]),
+    (RELOADS, &["result"]),
+    (KEEPING, &[]),
+    (NAMESPACES, &[]),
+    (INTERRUPTIONS, &[]),
+    catalogue::BUILD,
+];
 
 /// Up to what the API server waits.
 const BOUNDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0];
@@ -165,7 +181,10 @@ mod tests {
         };
         sources.counts.count(Verdict::Refused, Duration::from_millis(3));
         let families = sources.families();
-        for family in families.iter().chain([&EXPIRY.single(Value::Whole(1))]) {
+        let certificate = EXPIRY.single(Value::Whole(1));
+        let all: Vec<&Family> = families.iter().chain([&certificate]).collect();
+        catalogue::tests::agrees(FAMILIES, &all);
+        for family in all {
             assert!(family.name.starts_with("egress_"), "{}", family.name);
             if let Some(unit) = family.unit {
                 assert!(family.name.ends_with(&format!("_{unit}")), "{} ends with its unit", family.name);
