@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use egress_common::config::setting;
+use egress_common::{config::setting, verdict::Verdict};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -39,6 +39,7 @@ use crate::{
         maps::Maps,
         object,
     },
+    observe::{self as protocol, Mask, Observation},
     policy::{
         cluster::{Cluster, NsName, Pod, Settings},
         compile::{self, Compiled, Unmatched},
@@ -64,13 +65,14 @@ use self::{
     binding::{Unclaimed, claims, own_cgroup, strictest, unclaimed},
     denials::{Announcer, Denials, Repeated},
     kept::Keeper,
-    report::EventLine,
+    observe::Hub,
     summary::Publisher,
 };
 
 mod binding;
 mod denials;
 mod kept;
+mod observe;
 mod ranges;
 mod report;
 pub mod status;
@@ -115,6 +117,10 @@ pub struct Config {
     pub summary: Option<summary::Options>,
     /// Whether events go to standard output.
     pub print_events: bool,
+    /// How many events are kept for those who ask later.
+    pub keep_events: usize,
+    /// How much of destination addresses is told.
+    pub mask: Mask,
     /// Whether everything that is pinned is removed at the end.
     pub cleanup_on_exit: bool,
 }
@@ -217,6 +223,10 @@ struct Node {
     clock_checked: u64,
     /// Standard output, if events go there.
     events: Option<Lines>,
+    /// Whoever else is told of events.
+    hub: Arc<Hub>,
+    /// Whether the kernel tells what is allowed.
+    tells_allowed: bool,
     /// Records in the ring that were none of ours.
     events_dropped: u64,
     /// Whether all manifests could be read.
@@ -305,7 +315,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!(address = %config.listen, "serving metrics and health");
 
     let (pins, cleanup) = (config.pins.clone(), config.cleanup_on_exit);
-    let socket = status::Socket::listen(&config.runtime)?;
+    let socket = status::Socket::listen(status::socket(&config.runtime), "status")?;
+    let observers = status::Socket::listen(protocol::socket(&config.runtime), "observe")?;
     let health = Arc::new(Health::new(CHECK_EVERY * 6));
     let (mut node, mut inputs) = Node::start(config, Arc::clone(&health)).await?;
     let mut pods = Some(cgroup::Watcher::new(&node.kubepods)?);
@@ -343,6 +354,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let node = Arc::clone(&node);
         let tell = Arc::new(move || lock(&node).status_text().map_err(server::CollectError::from));
         (socket, status::serve(listener, tell, stopped))
+    });
+    let (stop_observers, stopped) = tokio::sync::oneshot::channel::<()>();
+    let observers = observers.map(|(socket, listener)| {
+        let hub = Arc::clone(&lock(&node).hub);
+        let node = Arc::clone(&node);
+        let turn = Arc::new(move || lock(&node).turn_allowed().map_err(|failure| format!("{failure:#}")));
+        // Ends with the sender, too.
+        (socket, observe::serve(listener, hub, turn, async { drop(stopped.await) }))
     });
     let mut check = tokio::time::interval(CHECK_EVERY);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -430,6 +449,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some((_socket, serving)) = status {
         serving.await.context("stopping the server for status")?;
     }
+    drop(stop_observers);
+    if let Some((_socket, serving)) = observers {
+        serving.await.context("stopping the server for events")?;
+    }
+    lock(&node).turn_allowed()?;
     let keeping = lock(&node).keep_last();
     if let Some(keeping) = keeping {
         keeping.await.context("writing the last snapshot")?;
@@ -595,6 +619,7 @@ impl Node {
         let mut node = Self {
             strict: config.strict,
             ranges: Files::new(&config.ranges_files)?,
+            hub: Arc::new(Hub::new(config.keep_events)),
             config,
             kubepods,
             engine,
@@ -609,6 +634,7 @@ impl Node {
             health,
             clock_checked: clock::wall_seconds_and_fraction().0,
             events,
+            tells_allowed: false,
             events_dropped: 0,
             complete: false,
             broken: BTreeSet::new(),
@@ -1272,7 +1298,7 @@ impl Node {
         self.follow_demand();
     }
 
-    /// Tells of a denial, with names: the first of its kind now, the others when their window ends.
+    /// Tells of an event, with names: the first of its kind now, the others when their window ends.
     fn tell(&mut self, denial: &Denial) {
         let now = Instant::now();
         if !self.denials.is_new(denial, now) {
@@ -1280,40 +1306,69 @@ impl Node {
         }
         let pod = self.by_slot.get(&denial.slot);
         let rule = self.engine.state().allocator().rule(denial.rule);
-        let look = || {
-            let pod = &pod?.id;
-            let flow = Flow {
-                destination: denial.destination,
-                protocol: denial.protocol,
-                port: denial.destination_port,
+        let mask = self.config.mask;
+        let nearest = if denial.verdict == Verdict::Allow {
+            None
+        } else {
+            let look = || {
+                let pod = &pod?.id;
+                let flow = Flow {
+                    destination: denial.destination,
+                    protocol: denial.protocol,
+                    port: denial.destination_port,
+                };
+                let (cluster, settings) = (self.index.cluster(), &self.config.settings);
+                // A pod that is not known went a moment ago.
+                reference::nearest_allow(cluster, settings, pod, &flow, denial.time.0).unwrap_or_default()
             };
-            let (cluster, settings) = (self.index.cluster(), &self.config.settings);
-            // A pod that is not known went a moment ago.
-            reference::nearest_allow(cluster, settings, pod, &flow, denial.time.0).unwrap_or_default()
+            let nearest = self.denials.nearest(now, look);
+            if let (Some(announcer), Some(pod)) = (&mut self.announcer, pod) {
+                announcer.tell(now, denial, pod, rule, nearest.as_ref(), mask);
+            }
+            nearest
         };
-        let nearest = self.denials.nearest(now, look);
-        if let (Some(announcer), Some(pod)) = (&mut self.announcer, pod) {
-            announcer.tell(now, denial, pod, rule, nearest.as_ref());
-        }
-        let event = EventLine::new(denial, pod, rule, 1, nearest.as_ref());
-        self.events_dropped += print(self.events.as_ref(), &event);
+        let event = report::observation(denial, pod, rule, 1, nearest.as_ref(), mask);
+        self.hand_out(event);
     }
 
-    /// Tells how often denials came again that were told before.
+    /// Tells how often events came again that were told before.
     fn tell_repeated(&mut self) {
         for Repeated { last, count } in self.denials.ended(Instant::now()) {
             let rule = self.engine.state().allocator().rule(last.rule);
-            let event = EventLine::new(&last, self.by_slot.get(&last.slot), rule, count, None);
-            self.events_dropped += print(self.events.as_ref(), &event);
+            let pod = self.by_slot.get(&last.slot);
+            let event = report::observation(&last, pod, rule, count, None, self.config.mask);
+            self.hand_out(event);
         }
         if let Some(announcer) = &mut self.announcer {
             announcer.forget(|cgroup| self.pods.contains_key(&cgroup));
         }
     }
+
+    /// Hands an event to all who read them: what is allowed only to those who asked for it.
+    fn hand_out(&mut self, event: Observation) {
+        if event.verdict != Verdict::Allow {
+            self.events_dropped += print(self.events.as_ref(), &event);
+        }
+        if self.hub.listens() {
+            self.hub.publish(event);
+        }
+    }
+
+    /// Has the kernel tell what is allowed, or no longer, as those who listen want it.
+    fn turn_allowed(&mut self) -> anyhow::Result<()> {
+        let wanted = self.hub.wants_allowed();
+        if wanted != self.tells_allowed {
+            self.engine
+                .tell_allowed(wanted)
+                .context("turning on or off what the kernel tells of allowed flows")?;
+            self.tells_allowed = wanted;
+        }
+        Ok(())
+    }
 }
 
 /// Writes an event for whoever reads them; returns how many could not be written. What does not fit is counted there.
-fn print(events: Option<&Lines>, event: &EventLine<'_>) -> u64 {
+fn print(events: Option<&Lines>, event: &Observation) -> u64 {
     debug!(?event, "not allowed");
     let Some(events) = events else { return 0 };
     match serde_json::to_string(event) {

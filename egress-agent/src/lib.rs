@@ -10,6 +10,7 @@ pub mod explain;
 pub mod heap;
 pub mod k8s;
 pub mod kernel;
+pub mod observe;
 pub mod parity;
 pub mod policy;
 pub mod proxies;

@@ -16,8 +16,10 @@ pub mod setting {
     pub const SEEN_TICKS: u32 = 5;
     /// `CLOCK_MONOTONIC` in nanoseconds at that moment. Written by it.
     pub const SEEN_NANOSECONDS: u32 = 6;
+    /// 1: what a policy allows is told as well, when it is judged; 0: only what it does not. On while somebody asks for it.
+    pub const TELL_ALLOWED: u32 = 7;
     /// How many words there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 /// Names of the constants the loader writes into the object before it is verified.

@@ -1,6 +1,6 @@
-//! The record of a denied or audited packet, as it travels through the ring buffer.
+//! The record of a judged packet, as it travels through the ring buffer.
 
-/// One denied or audited packet. Rate-limited for each pod; `suppressed` tells how many were not sent.
+/// One denied or audited packet, or an allowed one while those are asked for. Rate-limited for each pod; `suppressed` tells how many were not sent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -61,6 +61,10 @@ impl Hook {
 
 /// How many events a pod may send in one second before the rest are only counted.
 pub const EVENTS_PER_SECOND: u32 = 20;
+
+/// How many of these may be about allowed packets, and about audited ones of TCP connections that are open already. So neither a
+/// long transfer nor whoever asks for allowed flows takes the place of what is denied or new.
+pub const LESSER_EVENTS_PER_SECOND: u32 = EVENTS_PER_SECOND / 2;
 
 /// A pod's allowance of events: the value of the buckets map. Two processors may race on it; the worst outcome is a few
 /// events more or fewer.

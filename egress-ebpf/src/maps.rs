@@ -75,7 +75,7 @@ pub static RECENT: PerCpuArray<u64, { maps::RECENT as usize }> = PerCpuArray::ne
 #[btf_map]
 pub static BUCKETS: Array<Bucket, ENDPOINTS_MAX> = Array::new();
 
-/// Denied and audited packets. Programs write, agent reads.
+/// Denied and audited packets, and allowed ones while somebody asks. Programs write, agent reads.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { capacity::EVENT_BYTES as usize }> = RingBuf::new();
 

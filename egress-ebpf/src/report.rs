@@ -2,15 +2,16 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use egress_common::{
-    event::{Bucket, EVENTS_PER_SECOND, Event, Hook},
+    config::setting,
+    event::{Bucket, EVENTS_PER_SECOND, Event, Hook, LESSER_EVENTS_PER_SECOND},
     maps::{Counter, node_counter},
-    policy::NO_RULE,
-    verdict::{CLASSES, Decision, Verdict, class},
+    policy::{NO_RULE, TCP},
+    verdict::{CLASSES, Decision, Reason, Verdict, class},
 };
 
 use crate::{
-    maps::{BUCKETS, COUNTERS, EVENTS, NODE_COUNTERS, RULE_COUNTERS, ticks_per_second},
-    parse::Packet,
+    maps::{self, BUCKETS, COUNTERS, EVENTS, NODE_COUNTERS, RULE_COUNTERS, ticks_per_second},
+    parse::{ACK, Packet, SYN},
     policy::jiffies,
 };
 
@@ -60,18 +61,30 @@ pub struct Occasion<'a> {
     pub length: u32,
 }
 
-/// Counts a decision, and sends an event unless it is a plain allow.
+/// Counts a decision, and sends an event unless it is an allow nobody asks for.
 #[inline(always)]
 pub fn record(occasion: &Occasion<'_>, decision: &Decision) {
     count(occasion.slot, class(decision.verdict, decision.reason), decision.rule, occasion.length);
-    if decision.verdict != Verdict::Allow {
-        tell(occasion, decision);
-    }
+    let packet = occasion.packet;
+    let allowance = match decision.verdict {
+        Verdict::Allow => {
+            let judged = matches!(decision.reason, Reason::AllowedDestination | Reason::DefaultAllow);
+            if !judged || maps::setting(setting::TELL_ALLOWED) == 0 {
+                return;
+            }
+            LESSER_EVENTS_PER_SECOND
+        }
+        Verdict::Audit if packet.protocol == TCP && packet.tcp_flags & (SYN | ACK) != SYN => {
+            LESSER_EVENTS_PER_SECOND
+        }
+        Verdict::Audit | Verdict::Deny => EVENTS_PER_SECOND,
+    };
+    tell(occasion, decision, allowance);
 }
 
-/// Sends an event if the pod's allowance permits; otherwise counts it.
+/// Sends an event if fewer than `allowance` of the pod were sent in this second; otherwise counts it.
 #[inline(always)]
-fn tell(occasion: &Occasion<'_>, decision: &Decision) {
+fn tell(occasion: &Occasion<'_>, decision: &Decision, allowance: u32) {
     let Some(bucket) = BUCKETS.get_ptr_mut(occasion.slot) else { return };
     let now = jiffies();
     // SAFETY: an element of an array map, used field by field. Processors may race on it; see `Bucket`.
@@ -80,7 +93,7 @@ fn tell(occasion: &Occasion<'_>, decision: &Decision) {
         bucket.window = now;
         bucket.used = 0;
     }
-    if bucket.used >= EVENTS_PER_SECOND {
+    if bucket.used >= allowance {
         bucket.suppressed = bucket.suppressed.wrapping_add(1);
         count_node(node_counter::EVENTS_SUPPRESSED);
         return;

@@ -20,6 +20,8 @@ use egress_tests::lab::{
     wire::{Outcome, Reply, Request},
 };
 
+mod observe;
+
 const UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 
 /// How long the agent may take for anything. Debug builds on busy machines are slow.

@@ -19,10 +19,11 @@ use kube::{
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::LocalPod;
+use super::{LocalPod, report::why_missed};
 use crate::{
-    explain::{missed, sentence},
+    explain::sentence,
     kernel::events::{Denial, protocol_name},
+    observe::Mask,
     policy::{
         model::{PolicyKind, RuleName},
         reference::NearMiss,
@@ -189,6 +190,7 @@ impl Announcer {
         pod: &LocalPod,
         rule: Option<&RuleName>,
         nearest: Option<&NearMiss>,
+        mask: Mask,
     ) {
         let policy = rule.map(|rule| rule.policy.to_string());
         let told = self.told.entry(denial.cgroup).or_default();
@@ -204,7 +206,7 @@ impl Announcer {
             self.counts.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let announcement = announcement(denial, pod, rule, nearest);
+        let announcement = announcement(denial, pod, rule, nearest, mask);
         match self.queue.try_send(announcement) {
             Ok(()) => {
                 self.allowance -= 1.0;
@@ -237,6 +239,7 @@ fn announcement(
     pod: &LocalPod,
     rule: Option<&RuleName>,
     nearest: Option<&NearMiss>,
+    mask: Mask,
 ) -> Announcement {
     let denied = denial.verdict == Verdict::Deny;
     let port = match denial.destination_port {
@@ -246,7 +249,7 @@ fn announcement(
     let mut note = format!(
         "{} to {}{port} {}: {}",
         protocol_name(denial.protocol),
-        denial.destination,
+        mask.show(denial.destination),
         if denied { "was denied" } else { "passed, and would be denied if the policy were enforced" },
         sentence(denial.reason),
     );
@@ -258,7 +261,7 @@ fn announcement(
             ". Nearest is destination {} of policy {}: {}",
             nearest.rule.part.as_str(),
             nearest.rule.policy,
-            missed(&nearest.why)
+            why_missed(nearest, mask)
         );
     }
     let end = (0..=MOST_NOTE.min(note.len())).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
@@ -416,18 +419,25 @@ mod tests {
         let (mut announcer, mut queue) = announcer(start);
         let mut sent = || std::iter::from_fn(|| queue.try_recv().ok()).count();
         for port in 0..100 {
-            announcer.tell(start, &denial(1, port), &pod(), Some(&rule()), None);
+            announcer.tell(start, &denial(1, port), &pod(), Some(&rule()), None, Mask::Off);
         }
         assert_eq!(sent(), 1, "ports make no kinds");
-        announcer.tell(start, &Denial { reason: Reason::Expired, ..denial(1, 1) }, &pod(), None, None);
+        announcer.tell(
+            start,
+            &Denial { reason: Reason::Expired, ..denial(1, 1) },
+            &pod(),
+            None,
+            None,
+            Mask::Off,
+        );
         assert_eq!(sent(), 1);
         for cgroup in 2..100 {
-            announcer.tell(start, &denial(cgroup, 1), &pod(), None, None);
+            announcer.tell(start, &denial(cgroup, 1), &pod(), None, None, Mask::Off);
         }
         assert_eq!(sent(), 18, "twenty at once");
-        announcer.tell(start + Duration::from_secs(3), &denial(99, 1), &pod(), None, None);
+        announcer.tell(start + Duration::from_secs(3), &denial(99, 1), &pod(), None, None, Mask::Off);
         assert_eq!(sent(), 1, "what was left out is told when there is room");
-        announcer.tell(start + ANNOUNCED, &denial(1, 1), &pod(), Some(&rule()), None);
+        announcer.tell(start + ANNOUNCED, &denial(1, 1), &pod(), Some(&rule()), None, Mask::Off);
         assert_eq!(sent(), 1, "after a while it is worth telling again");
         assert_eq!(announcer.counts()[2], ("dropped", 80));
         announcer.forget(|cgroup| cgroup == 99);
@@ -440,7 +450,7 @@ mod tests {
             rule: RuleName { part: RulePart::Destination("db".into()), ..rule() },
             why: MissReason::Port,
         };
-        let told = announcement(&denial(1, 80), &pod(), Some(&rule()), Some(&near));
+        let told = announcement(&denial(1, 80), &pod(), Some(&rule()), Some(&near), Mask::Off);
         assert_eq!(
             told.event.note,
             "TCP to 192.0.2.9 port 80 was denied: no destination allows it, and a policy that selects the pod denies by default \
@@ -450,6 +460,8 @@ mod tests {
         assert_eq!(told.event.related.and_then(|related| related.name).as_deref(), Some("p"));
         assert_eq!(told.regarding.uid.as_deref(), Some("u-1"));
         let long = RuleName { part: RulePart::Destination("ä".repeat(2000)), ..rule() };
-        assert!(announcement(&denial(1, 80), &pod(), Some(&long), None).event.note.len() <= MOST_NOTE);
+        assert!(
+            announcement(&denial(1, 80), &pod(), Some(&long), None, Mask::Off).event.note.len() <= MOST_NOTE
+        );
     }
 }

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use egress_common::maps::node_counter;
-use serde::Serialize;
 
 use super::{LocalPod, Node, Source, kept::Keeper};
 use crate::{
@@ -12,11 +11,12 @@ use crate::{
         clock,
         events::{Denial, protocol_name},
     },
+    observe::{Mask, Nearest, Observation},
     policy::{
         cluster::NsName,
         index::InForce,
         model::{PolicyKind, RuleName, RulePart},
-        reference::NearMiss,
+        reference::{MissReason, NearMiss},
     },
     telemetry::{
         log::Lines,
@@ -217,76 +217,55 @@ fn destination(rule: &RuleName) -> Destination {
     }
 }
 
-/// One line of the event stream.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct EventLine<'a> {
-    time: String,
-    namespace: Option<&'a str>,
-    pod: Option<&'a str>,
-    workload: Option<&'a str>,
-    verdict: &'static str,
-    reason: &'static str,
-    policy: Option<String>,
-    destination: Option<&'a str>,
-    hook: &'static str,
-    protocol: String,
-    source: Option<String>,
-    source_port: u16,
-    to: String,
-    port: u16,
-    bytes: u32,
-    suppressed: u32,
-    /// How many events this line stands for: one that is new, or all that came again since.
+/// Returns what is told of events: the last of them, how many there were, and what is known about them.
+pub(super) fn observation(
+    denial: &Denial,
+    pod: Option<&LocalPod>,
+    rule: Option<&RuleName>,
     count: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nearest: Option<Nearest<'a>>,
+    nearest: Option<&NearMiss>,
+    mask: Mask,
+) -> Observation {
+    let time = i64::try_from(denial.time.0)
+        .ok()
+        .zip(i32::try_from(denial.time.1).ok())
+        .and_then(|(seconds, nanoseconds)| jiff::Timestamp::new(seconds, nanoseconds).ok());
+    Observation {
+        time: time.map_or_else(|| denial.time.0.to_string(), |time| format!("{time:.6}")),
+        namespace: pod.map(|pod| pod.id.namespace.clone()),
+        pod: pod.map(|pod| pod.id.name.clone()),
+        workload: pod.map(|pod| pod.workload.clone()),
+        verdict: denial.verdict,
+        reason: denial.reason.as_str().to_owned(),
+        policy: rule.map(|rule| rule.policy.id.to_string()),
+        destination: rule.map(|rule| rule.part.as_str().to_owned()),
+        hook: denial.hook.to_owned(),
+        protocol: protocol_name(denial.protocol),
+        source: (!denial.source.is_unspecified()).then(|| denial.source.to_string()),
+        source_port: denial.source_port,
+        to: mask.show(denial.destination),
+        port: denial.destination_port,
+        bytes: denial.bytes,
+        suppressed: denial.suppressed,
+        count,
+        nearest: nearest.map(|near| Nearest {
+            policy: near.rule.policy.id.to_string(),
+            destination: near.rule.part.as_str().to_owned(),
+            why: why_missed(near, mask),
+        }),
+    }
 }
 
-/// The allow rule that came closest.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Nearest<'a> {
-    policy: String,
-    destination: &'a str,
-    why: String,
-}
-
-impl<'a> EventLine<'a> {
-    pub(super) fn new(
-        denial: &Denial,
-        pod: Option<&'a LocalPod>,
-        rule: Option<&'a RuleName>,
-        count: u64,
-        nearest: Option<&'a NearMiss>,
-    ) -> Self {
-        let time = i64::try_from(denial.time.0)
-            .ok()
-            .zip(i32::try_from(denial.time.1).ok())
-            .and_then(|(seconds, nanoseconds)| jiff::Timestamp::new(seconds, nanoseconds).ok());
-        Self {
-            time: time.map_or_else(|| denial.time.0.to_string(), |time| format!("{time:.6}")),
-            namespace: pod.map(|pod| pod.id.namespace.as_str()),
-            pod: pod.map(|pod| pod.id.name.as_str()),
-            workload: pod.map(|pod| pod.workload.as_str()),
-            verdict: denial.verdict.as_str(),
-            reason: denial.reason.as_str(),
-            policy: rule.map(|rule| rule.policy.id.to_string()),
-            destination: rule.map(|rule| rule.part.as_str()),
-            hook: denial.hook,
-            protocol: protocol_name(denial.protocol),
-            source: (!denial.source.is_unspecified()).then(|| denial.source.to_string()),
-            source_port: denial.source_port,
-            to: denial.destination.to_string(),
-            port: denial.destination_port,
-            bytes: denial.bytes,
-            suppressed: denial.suppressed,
-            count,
-            nearest: nearest.map(|near| Nearest {
-                policy: near.rule.policy.id.to_string(),
-                destination: near.rule.part.as_str(),
-                why: missed(&near.why),
-            }),
+/// Says why the nearest rule did not let something pass, without what a mask hides of the address.
+pub(super) fn why_missed(near: &NearMiss, mask: Mask) -> String {
+    match (&near.why, mask) {
+        // How many bits are in common, and with what, tells those bits.
+        (MissReason::Address { .. }, Mask::Prefix | Mask::All) => {
+            "the address is in none of its CIDRs".to_owned()
         }
+        (MissReason::Except(_), Mask::Prefix | Mask::All) => {
+            "the address is in one of its CIDRs, but in an exception too".to_owned()
+        }
+        (why, _) => missed(why),
     }
 }

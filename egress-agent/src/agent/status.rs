@@ -256,7 +256,7 @@ pub fn socket(runtime: &Path) -> PathBuf {
     runtime.join(SOCKET)
 }
 
-/// The socket the status is served at. Removed with this.
+/// A socket of this agent in its runtime folder. Removed with this.
 #[derive(Debug)]
 pub(super) struct Socket {
     path: PathBuf,
@@ -265,33 +265,32 @@ pub(super) struct Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            warn!(path = %self.path.display(), %error, "the socket for status cannot be removed");
+            warn!(path = %self.path.display(), %error, "a socket cannot be removed");
         }
     }
 }
 
 impl Socket {
-    /// Listens in the runtime folder. A socket that a dead agent has left is replaced.
+    /// Listens at a path in the runtime folder, for the subcommand `asker`. A socket that a dead agent has left is replaced.
     ///
     /// Enforcement does not depend on it: `None`, with a line in the log, where it cannot be made.
     ///
     /// # Errors
     ///
     /// When another agent answers there.
-    pub(super) fn listen(runtime: &Path) -> anyhow::Result<Option<(Self, UnixListener)>> {
-        let path = socket(runtime);
+    pub(super) fn listen(path: PathBuf, asker: &str) -> anyhow::Result<Option<(Self, UnixListener)>> {
         if std::os::unix::net::UnixStream::connect(&path).is_ok() {
             anyhow::bail!(
                 "another agent answers at {}; stop it first, or pass another --runtime-dir",
                 path.display()
             );
         }
-        match bind(runtime, &path) {
+        match bind(&path) {
             Ok(listener) => Ok(Some((Self { path }, listener))),
             Err(error) => {
                 warn!(
                     path = %path.display(), %error,
-                    "the socket for `egress-agent status` cannot be made; going on without it"
+                    "the socket for `egress-agent {asker}` cannot be made; going on without it"
                 );
                 Ok(None)
             }
@@ -300,8 +299,10 @@ impl Socket {
 }
 
 /// Makes the folder and the socket in it, both for this user alone.
-fn bind(runtime: &Path, path: &Path) -> io::Result<UnixListener> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(runtime)?;
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(runtime) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(runtime)?;
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _removed_or_gone => {}
@@ -559,14 +560,16 @@ mod tests {
     async fn the_socket_is_for_one_user_and_one_agent() {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = folder.path().join("run");
-        let first = Socket::listen(&runtime).expect("nobody listens").expect("it can be made");
+        let first =
+            Socket::listen(socket(&runtime), "status").expect("nobody listens").expect("it can be made");
         assert_eq!((mode(&runtime), mode(&socket(&runtime))), (0o700, 0o600));
-        let refused = Socket::listen(&runtime).expect_err("one listens").to_string();
+        let refused = Socket::listen(socket(&runtime), "status").expect_err("one listens").to_string();
         assert!(refused.contains("another agent") && refused.contains("--runtime-dir"), "{refused}");
         // What a killed agent leaves: a socket nobody listens at.
         let (first, listener) = first;
         drop(listener);
-        let second = Socket::listen(&runtime).expect("nobody listens").expect("it can be made");
+        let second =
+            Socket::listen(socket(&runtime), "status").expect("nobody listens").expect("it can be made");
         drop(second);
         assert!(!socket(&runtime).exists(), "it is removed at the end");
         drop(first);
@@ -577,9 +580,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");
         fs::write(&file, "").expect("the folder can be written");
-        let without = Socket::listen(&file.join("run")).expect("it is not another agent");
+        let without = Socket::listen(socket(&file.join("run")), "status").expect("it is not another agent");
         assert!(without.is_none());
         let long = folder.path().join("long".repeat(30));
-        assert!(Socket::listen(&long).expect("it is not another agent").is_none(), "sun_path has 108 octets");
+        assert!(
+            Socket::listen(socket(&long), "status").expect("it is not another agent").is_none(),
+            "sun_path has 108 octets"
+        );
     }
 }

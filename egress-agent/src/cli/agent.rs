@@ -11,6 +11,7 @@ use crate::{
     heap,
     k8s::client::Access,
     kernel::loader::Capacities,
+    observe::Mask,
     policy::cluster::{InvalidPolicy, NsName, Settings},
     ranges::files::provider_file,
     telemetry::log,
@@ -19,7 +20,7 @@ use crate::{
 /// Where pins go unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/egress-agent";
 
-/// Where the socket for `egress-agent status` goes unless told otherwise.
+/// Where the sockets for `egress-agent status` and `observe` go unless told otherwise.
 pub const RUNTIME_DIR: &str = "/run/egress-agent";
 
 const SOURCE: &str = "Source";
@@ -177,7 +178,17 @@ pub struct Arguments {
     #[arg(long, value_name = "ADDRESS", env = "EGRESS_LISTEN", default_value = "127.0.0.1:9469", help_heading = OUTPUT)]
     listen: SocketAddr,
 
-    /// Folder for the socket at which `egress-agent status` asks
+    /// Keep so many denied and audited events, and again allowed ones, for `egress-agent observe`
+    #[arg(long, value_name = "N", env = "EGRESS_KEEP_EVENTS", default_value_t = 512,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=65_536), help_heading = OUTPUT)]
+    keep_events: usize,
+
+    /// How much of destination addresses is told in events, on standard output, on pods and to `egress-agent observe`
+    #[arg(long, value_name = "MASK", env = "EGRESS_MASK_ADDRESSES", default_value = "off",
+          num_args = 0..=1, require_equals = true, default_missing_value = "prefix", help_heading = OUTPUT)]
+    mask_addresses: Masked,
+
+    /// Folder for the sockets at which `egress-agent status` and `observe` ask
     #[arg(long, value_name = "DIR", env = "EGRESS_RUNTIME_DIR", default_value = RUNTIME_DIR, help_heading = OUTPUT)]
     runtime_dir: PathBuf,
 }
@@ -208,6 +219,26 @@ pub(super) enum Invalid {
 enum Output {
     /// One JSON object a line
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Masked {
+    /// All of them is told
+    Off,
+    /// The first 24 bits of IPv4 addresses and the first 48 of IPv6 ones
+    Prefix,
+    /// Nothing
+    All,
+}
+
+impl From<Masked> for Mask {
+    fn from(mask: Masked) -> Self {
+        match mask {
+            Masked::Off => Self::Off,
+            Masked::Prefix => Self::Prefix,
+            Masked::All => Self::All,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -306,6 +337,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             agent::summary::Options { namespace, every: Duration::from_secs(arguments.summary_every.into()) }
         }),
         print_events: arguments.output == Some(Output::Json),
+        keep_events: arguments.keep_events,
+        mask: arguments.mask_addresses.into(),
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;

@@ -8,6 +8,7 @@ pub mod exceptions;
 pub mod explain;
 pub mod fmt;
 pub mod generate;
+pub mod observe;
 pub mod parity;
 pub mod ranges;
 pub mod schema;
@@ -52,6 +53,8 @@ enum Command {
     Schema,
     /// Say how this node's agent does: its pods, their policies, what is degraded
     Status(status::Arguments),
+    /// Say what this node's agent denies, audits and, on request, allows, as it happens
+    Observe(observe::Arguments),
     /// Say what the policies say about flows, and why
     Explain(Box<explain::Arguments>),
     /// Say what is wrong in policies and manifests
@@ -87,6 +90,7 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Schema => schema::run(),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Observe(arguments) => observe::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Fmt(arguments) => fmt::run(&arguments),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use egress_common::{
     config::setting,
     endpoint::{UNGOVERNED, UNPROTECTED},
-    maps::Counter,
+    maps::{Counter, name},
     policy::{AddressKey, Span},
     verdict::CLASSES,
 };
@@ -39,6 +39,11 @@ pub enum EngineError {
         "the pinned maps contradict themselves ({0}); what they hold stays enforced, but cannot be taken over: run `egress-agent unload` and start again"
     )]
     Inconsistent(#[from] Inconsistent),
+    /// Pinned maps have no room for a setting.
+    #[error(
+        "the pinned maps are of an older agent and have no word for it; they are made anew after `egress-agent unload` or a reboot"
+    )]
+    TooOld,
 }
 
 /// Programs, maps, and what is in them.
@@ -83,6 +88,10 @@ impl Engine {
         let state = read_state(&maps)?;
         let mut engine = Self { datapath, maps, state, unsettled: None, stale: false };
         engine.end_released_slots()?;
+        if engine.can_tell_allowed()? {
+            // An agent that was killed may have left it on.
+            engine.tell_allowed(false)?;
+        }
         Ok(engine)
     }
 
@@ -93,6 +102,22 @@ impl Engine {
     /// [`LoadError`].
     pub fn attach(&mut self, kubepods: &Kubepods) -> Result<(), LoadError> {
         self.datapath.attach(kubepods)
+    }
+
+    /// Has the programs tell what is allowed, when they judge it, or no longer.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::TooOld`] when the pinned maps cannot say so; the kernel's own otherwise.
+    pub fn tell_allowed(&mut self, on: bool) -> Result<(), EngineError> {
+        if !self.can_tell_allowed()? {
+            return Err(EngineError::TooOld);
+        }
+        Ok(self.datapath.set(setting::TELL_ALLOWED, u64::from(on))?)
+    }
+
+    fn can_tell_allowed(&self) -> Result<bool, LoadError> {
+        Ok(self.datapath.map_capacity(name::SETTINGS)? > setting::TELL_ALLOWED)
     }
 
     /// The loaded programs.
