@@ -145,7 +145,7 @@ families! {
     PODS = "egress_pods" Gauge None, "Pods of this node that have a cgroup, by what is known of them.";
     POD_EVENTS = "egress_pod_events" Counter None,
         "Kubernetes Events about denials, by what became of them: sent, failed, or dropped for being too many.";
-    SUMMARY_WRITES = "egress_summary_writes" Counter None,
+    SUMMARY_WRITES = "egress_node_state_writes" Counter None,
         "Times the summary of this node was published, or could not be.";
     REPAIRS = "egress_datapath_repairs" Counter None, "Programs and maps that were found detached or unpinned and were put back.";
     CLOCK_CHECK = "egress_clock_check_timestamp_seconds" Gauge Some("seconds"),
@@ -815,6 +815,7 @@ pub(super) mod tests {
         families.extend([
             pods(&[("governed", 3), ("ungoverned", 2), ("waiting", 0), ("unknown", 1)]),
             pod_events(&[("sent", 3), ("failed", 0), ("dropped", 80)]),
+            summary_writes(&[("written", 2), ("failed", 1)]),
             repairs(1),
             destination_packets(&[(destination("s3"), 3)]),
             exception_expiry(&[(destination("stripe"), 1_806_451_200)]),

@@ -72,7 +72,7 @@ pub const FAMILIES: &[catalogue::Entry] = &[
     (RELOADS, &["result"]),
     (KEEPING, &[]),
     (NAMESPACES, &[]),
-    (INTERRUPTIONS, &[]),
+    (INTERRUPTIONS, &["watch"]),
     catalogue::BUILD,
 ];
 
