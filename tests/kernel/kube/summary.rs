@@ -96,7 +96,7 @@ pub(crate) fn told(server: &Server, name: &str) {
         for fault in [Fault::Silence, Fault::Refuse { code: 500, retry_after: None }, Fault::Cut] {
             let rule =
                 double.faults().add(Rule::new(fault, When::Always).kind(Kind::ConfigMap).verb(Verb::Patch));
-            let before = agent.sum("egress_summary_writes_total", &[("result", "failed")]);
+            let before = agent.sum("egress_node_state_writes_total", &[("result", "failed")]);
             let text = allow(&[
                 cidr("good", "192.0.2.0/24"),
                 cidr("more", &format!("10.0.0.{}/32", double.faults().strikes(rule))),
@@ -114,7 +114,7 @@ pub(crate) fn told(server: &Server, name: &str) {
                 "enforcement does not need it"
             );
             until("it is counted", || {
-                agent.sum("egress_summary_writes_total", &[("result", "failed")]) > before
+                agent.sum("egress_node_state_writes_total", &[("result", "failed")]) > before
             });
             double.faults().remove(rule);
             until("the newest is written", || holds(&two, 1, 0));
