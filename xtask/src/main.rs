@@ -4,12 +4,14 @@ mod apt;
 mod apt_sources;
 mod bench;
 mod build;
+mod chart;
 mod demo;
 mod kernels;
 mod lint;
 mod manifests;
 mod metrics;
 mod process;
+mod python;
 mod summary;
 mod test;
 mod toolchain;
@@ -33,13 +35,15 @@ enum Verb {
     Bench(bench::Arguments),
     /// Build the kernel object and the release agent that contains it
     Build(build::Arguments),
+    /// Write into the Helm chart what kustomize renders
+    Chart,
     /// Show the agent at work on this machine: pods, policies and verdicts, all removed at the end
     Demo(demo::Arguments),
     /// Run the kernel tests on other kernels, in virtual machines
     Kernels(kernels::Arguments),
     /// Check formatting and lints of every crate, the kernel programs included
     Lint,
-    /// Render everything under deploy/ and validate it against the schemas of Kubernetes
+    /// Render everything under deploy/, the Helm chart too, and validate it against the schemas of Kubernetes
     Manifests(manifests::Arguments),
     /// Write docs/metrics.md from what the code exports
     Metrics,
@@ -66,6 +70,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Bench(arguments) => bench::run(&workspace, &arguments)?,
         Verb::Build(arguments) => build::run(&workspace, &arguments)?,
+        Verb::Chart => chart::write(&workspace)?,
         Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
         Verb::Kernels(arguments) => return kernels::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,

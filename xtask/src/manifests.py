@@ -81,6 +81,132 @@ OTHERS = {
             },
         },
     },
+    ("argoproj.io/v1alpha1", "Application"): {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "additionalProperties": False,
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name", "namespace"]},
+            "spec": {
+                "type": "object",
+                "required": ["project", "source", "destination"],
+                "additionalProperties": False,
+                "properties": {
+                    "project": {"type": "string"},
+                    "source": {
+                        "type": "object",
+                        "required": ["repoURL", "path"],
+                        "additionalProperties": False,
+                        "properties": {
+                            "repoURL": {"type": "string"},
+                            "targetRevision": {"type": "string"},
+                            "path": {"type": "string"},
+                        },
+                    },
+                    "destination": {
+                        "type": "object",
+                        "required": ["server"],
+                        "additionalProperties": False,
+                        "properties": {"server": {"type": "string"}, "namespace": {"type": "string"}},
+                    },
+                    "ignoreDifferences": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["kind"],
+                            "additionalProperties": False,
+                            "properties": {
+                                "group": {"type": "string"},
+                                "kind": {"type": "string"},
+                                "name": {"type": "string"},
+                                "jqPathExpressions": {"type": "array", "items": {"type": "string"}},
+                            },
+                        },
+                    },
+                    "syncPolicy": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {
+                            "automated": {
+                                "type": "object",
+                                "additionalProperties": False,
+                                "properties": {"prune": {"type": "boolean"}, "selfHeal": {"type": "boolean"}},
+                            },
+                            "syncOptions": {
+                                "type": "array",
+                                "items": {"enum": ["ServerSideApply=true", "RespectIgnoreDifferences=true"]},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+    ("source.toolkit.fluxcd.io/v1", "GitRepository"): {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "additionalProperties": False,
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name", "namespace"]},
+            "spec": {
+                "type": "object",
+                "required": ["interval", "url"],
+                "additionalProperties": False,
+                "properties": {
+                    "interval": {"type": "string"},
+                    "url": {"type": "string", "pattern": "^(https?|ssh)://"},
+                    "ref": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {"branch": {"type": "string"}},
+                    },
+                },
+            },
+        },
+    },
+    ("kustomize.toolkit.fluxcd.io/v1", "Kustomization"): {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "additionalProperties": False,
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name", "namespace"]},
+            "spec": {
+                "type": "object",
+                "required": ["interval", "prune", "sourceRef"],
+                "additionalProperties": False,
+                "properties": {
+                    "interval": {"type": "string"},
+                    "sourceRef": {
+                        "type": "object",
+                        "required": ["kind", "name"],
+                        "additionalProperties": False,
+                        "properties": {"kind": {"enum": ["GitRepository"]}, "name": {"type": "string"}},
+                    },
+                    "path": {"type": "string"},
+                    "prune": {"type": "boolean"},
+                    "wait": {"type": "boolean"},
+                    "timeout": {"type": "string"},
+                    "dependsOn": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["name"],
+                            "additionalProperties": False,
+                            "properties": {"name": {"type": "string"}},
+                        },
+                    },
+                    "targetNamespace": {"type": "string"},
+                    "serviceAccountName": {"type": "string"},
+                },
+            },
+        },
+    },
     ("monitoring.coreos.com/v1", "PrometheusRule"): {
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],

@@ -4,20 +4,17 @@
 
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process;
 use crate::workspace::Workspace;
+use crate::{chart, process, python};
 
 /// The release whose API the manifests are written for.
 const RELEASE: &str = "1.33";
 /// Carries the schemas of every release, so nothing is fetched to validate.
-const VALIDATOR: &str = "kubernetes-validate==1.37.0";
-/// How long pip may take: on a machine that cannot download it retries for minutes.
-const PIP_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 /// Where kubectl stands beside the API server of controller tests.
 const ASSETS: &str = "/usr/local/kubebuilder/bin";
 /// Folders below `deploy/` with other files than manifests: workflows, a chart, policy as code, schemas. Each has tests of its own.
@@ -45,13 +42,14 @@ pub(crate) enum Outcome {
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let strict = arguments.strict || env::var_os("CI").is_some_and(|value| value == "true");
-    match check(workspace)? {
-        Outcome::Good => Ok(ExitCode::SUCCESS),
-        Outcome::Skipped(why) => {
-            println!("SKIPPED manifests: {why}");
-            Ok(if strict { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let mut is_good = true;
+    for (level, outcome) in [("manifests", check(workspace)?), ("chart", chart::check(workspace)?)] {
+        if let Outcome::Skipped(why) = outcome {
+            println!("SKIPPED {level}: {why}");
+            is_good = !strict;
         }
     }
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Renders and validates everything under `deploy/`.
@@ -62,7 +60,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Outcome> {
             "no kubectl in PATH: install version 1.27 or newer as its own documentation says".to_owned(),
         ));
     };
-    let python = match validator(&work.join("venv")) {
+    let python = match python::with(&work.join("venv"), &[VALIDATOR]) {
         Ok(python) => python,
         Err(error) => {
             return Ok(Outcome::Skipped(format!(
@@ -70,7 +68,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Outcome> {
             )));
         }
     };
-    let rendered = work.join("rendered");
+    let rendered = rendered(workspace);
     // What an earlier run left would be validated again.
     for folder in [&rendered, &work.join("overlays")] {
         if folder.exists() {
@@ -97,9 +95,19 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Outcome> {
         }
         seen.push(text);
     }
-    let script = workspace.root.join("xtask").join("src").join("manifests.py");
-    process::run(Command::new(python).arg(script).arg(RELEASE).args(&files))?;
+    validate(workspace, &python, &files)?;
     Ok(Outcome::Good)
+}
+
+/// Validates files with objects, by a Python that has the validator.
+pub(crate) fn validate(workspace: &Workspace, python: &Path, files: &[PathBuf]) -> Result<()> {
+    let script = workspace.root.join("xtask").join("src").join("manifests.py");
+    process::run(Command::new(python).arg(script).arg(RELEASE).args(files))
+}
+
+/// Returns the folder that [`check`] leaves what kustomize rendered in.
+pub(crate) fn rendered(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("xtask").join("manifests").join("rendered")
 }
 
 /// What is under `deploy/`, by how it is used.
@@ -200,7 +208,7 @@ fn name(folder: &Path) -> String {
 }
 
 /// Returns a kubectl that runs.
-fn kubectl() -> Option<PathBuf> {
+pub(crate) fn kubectl() -> Option<PathBuf> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| PathBuf::from(ASSETS), PathBuf::from);
     let runs = |program: &PathBuf| {
         let mut version = Command::new(program);
@@ -209,29 +217,6 @@ fn kubectl() -> Option<PathBuf> {
         version.status().is_ok_and(|status| status.success())
     };
     [PathBuf::from("kubectl"), assets.join("kubectl")].into_iter().find(runs)
-}
-
-/// Returns a Python that has the validator, in an environment of its own.
-fn validator(venv: &Path) -> Result<PathBuf> {
-    let python = venv.join("bin").join("python");
-    let (package, version) = VALIDATOR.split_once("==").expect("the version is pinned");
-    let program = format!("import importlib.metadata as m; assert m.version('{package}') == '{version}'");
-    let fits = || {
-        let mut test = Command::new(&python);
-        test.args(["-c", &program]).stderr(Stdio::null());
-        test.status().is_ok_and(|status| status.success())
-    };
-    if fits() {
-        return Ok(python);
-    }
-    process::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(venv))?;
-    let mut install = Command::new(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", VALIDATOR]);
-    process::run_within(&mut install, PIP_LIMIT)?;
-    if !fits() {
-        bail!("{VALIDATOR} does not run, although pip has just installed it");
-    }
-    Ok(python)
 }
 
 #[cfg(test)]

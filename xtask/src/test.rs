@@ -10,9 +10,10 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
+use crate::manifests::{self, Outcome};
 use crate::summary::{Summary, Tally};
 use crate::workspace::Workspace;
-use crate::{apt, build, lint, manifests, process};
+use crate::{apt, build, chart, lint, process};
 
 /// How long one level of tests may take, compiling included.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -42,10 +43,15 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.filter.is_empty() {
         summary.checked("formatting", process::run(&mut lint::formatting(workspace)));
         summary.checked("lints", process::run(&mut lint::host_lints(workspace, &[])));
-        match manifests::check(workspace) {
-            Ok(manifests::Outcome::Good) => summary.checked("manifests", Ok(())),
-            Ok(manifests::Outcome::Skipped(why)) => summary.skipped("manifests", &why),
-            Err(error) => summary.checked("manifests", Err(error)),
+        // The chart is compared with what the manifests' check renders.
+        for level in ["manifests", "chart"] {
+            let outcome =
+                if level == "chart" { chart::check(workspace) } else { manifests::check(workspace) };
+            match outcome {
+                Ok(Outcome::Good) => summary.checked(level, Ok(())),
+                Ok(Outcome::Skipped(why)) => summary.skipped(level, &why),
+                Err(error) => summary.checked(level, Err(error)),
+            }
         }
     }
     let data = data_directory(workspace);
