@@ -1,7 +1,7 @@
 //! `fmt`, `diff` and `exceptions` from the outside, and what runs them in pipelines.
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
@@ -377,6 +377,60 @@ fn pipelines_run_what_there_is() {
     ] {
         for command in commands {
             assert!(text.contains(command), "{command}");
+        }
+    }
+}
+
+#[test]
+fn pipelines_compare_nodes_with_network_policies() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("it is there");
+    let read = |path: &str| -> Value {
+        let text = fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    let github = read("ci/github/egress-parity.yml");
+    let steps = github["jobs"]["parity"]["steps"].as_array().expect("a list of steps").clone();
+    let (_, pin) = steps[0]["uses"].as_str().and_then(|uses| uses.split_once('@')).expect("a version");
+    assert!(pin.len() == 40 && pin.bytes().all(|b| b.is_ascii_hexdigit()), "{pin}");
+    let script = |step: &Value| step["run"].as_str().expect("a script").to_owned();
+    assert!(steps[1..].iter().all(|step| !script(step).contains("${{")), "inputs are variables");
+    assert_eq!(github["permissions"]["contents"], "read");
+    let gitlab = read("ci/gitlab/egress-parity.gitlab-ci.yml");
+    let job = &gitlab["egress-policy:parity"];
+    assert!(job["image"]["name"].as_str().is_some_and(|name| name.starts_with('$')), "{job}");
+    let of_gitlab = job["script"][0].as_str().expect("a script").to_owned();
+
+    let program = Path::new(env!("CARGO_BIN_EXE_egress-agent")).parent().expect("it is in a folder");
+    let path = format!("{}:{}", program.display(), env::var("PATH").expect("there is one"));
+    let bad = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "bad", "namespace": "shop", "labels": {"egress-controller": "managed"}}, "data": {"policy.json": "{"}}"#;
+    let demo = root.join("examples/demo").display().to_string();
+    for (paths, code) in [(demo.clone(), 0), (format!("{demo} bad"), 1), ("nothing".to_owned(), 2)] {
+        for (script, names) in [
+            (script(&steps[2]), ["PATHS", "CLUSTER_CIDRS", "INEXPRESSIBLE", "RANGES"]),
+            (
+                of_gitlab.clone(),
+                [
+                    "EGRESS_PARITY_PATHS",
+                    "EGRESS_CLUSTER_CIDRS",
+                    "EGRESS_INEXPRESSIBLE",
+                    "EGRESS_PARITY_RANGES",
+                ],
+            ),
+        ] {
+            let folder = folder(&[("bad/bad.json", bad)]);
+            let mut shell = Command::new("sh");
+            // As the runners of both do.
+            shell.args(["-e", "-c", &script]).current_dir(folder.path()).env("PATH", &path);
+            shell.env("RUNNER_TEMP", ".").env("GITHUB_STEP_SUMMARY", "summary.md");
+            for (name, value) in names.into_iter().zip([paths.as_str(), "10.0.0.0/8", "omit", ""]) {
+                shell.env(name, value);
+            }
+            let output = shell.output().expect("a shell starts");
+            let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{paths}: {said}");
+            if code == 0 {
+                assert!(said.contains("0 undeclared"), "{said}");
+            }
         }
     }
 }
