@@ -3,6 +3,7 @@
 //! Nothing here can be done with the double, which admits everything.
 
 mod guards;
+mod onboarding;
 mod policies;
 mod ranges;
 mod rotation;
@@ -32,6 +33,7 @@ const CASES: &[(&str, Case)] = &[
     ("a policy without its key or of great size is refused without the webhook", guards::shape),
     ("a tenant cannot switch validation off", guards::switch),
     ("the webhook has the rights it needs and no others", guards::rights),
+    ("the walk-through for a new tenant does what it says", onboarding::walk_through),
     ("certificates change under load and no request is lost", rotation::under_load),
     ("a webhook that is down holds up policies and nothing else", policies::outage),
 ];
