@@ -751,6 +751,7 @@ impl Node {
         let kubepods = self.kubepods.clone();
         self.engine.attach(&kubepods)?;
         self.attached = true;
+        self.untidy = true;
         self.health.clear(server::STARTING);
         info!(
             kubepods = %kubepods.path.display(),

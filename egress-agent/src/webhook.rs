@@ -43,6 +43,7 @@ use self::{
 };
 use crate::{
     check::Rules,
+    heap,
     k8s::client::{self, Access},
     telemetry::server::{self as telemetry, Health},
 };
@@ -170,11 +171,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut broken = None;
     let stop = async {
         let mut beat = tokio::time::interval(BEAT);
+        let mut starting = true;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = beat.tick() => health.beat(),
+                _ = beat.tick() => {
+                    health.beat();
+                    if starting && health.reasons().is_empty() {
+                        starting = false;
+                        heap::give_back();
+                    }
+                }
                 // These never end but by a panic. Without them the webhook would grow old unseen; a new one starts anew.
                 Some(ended) = tasks.join_next() => {
                     broken = Some(ended);
