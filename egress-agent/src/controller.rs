@@ -8,6 +8,7 @@ pub mod lease;
 mod metrics;
 pub mod policies;
 pub mod ranges;
+pub mod startup;
 
 pub use metrics::FAMILIES;
 
@@ -74,6 +75,8 @@ pub struct Config {
     pub roots: Roots,
     /// What looks like an accident.
     pub limits: accept::Limits,
+    /// The taint that new nodes lose when their agent is ready, if they have one.
+    pub startup: Option<startup::Options>,
     /// How policies are written as NetworkPolicies, if they are.
     pub policies: Option<policies::Options>,
 }
@@ -104,6 +107,7 @@ struct Work {
     sources: Vec<Arc<ranges::Source>>,
     options: ranges::Options,
     fetcher: Option<Fetcher>,
+    startup: Option<startup::Options>,
     counts: Arc<AllCounts>,
     policies: Option<policies::Options>,
     policy_counts: Arc<policies::Counts>,
@@ -114,6 +118,9 @@ struct Work {
 impl Work {
     fn begin(&self) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
+        if let Some(options) = &self.startup {
+            tasks.spawn(startup::Remover::new(&self.client, options, self.lead.clone()).run());
+        }
         for source in &self.sources {
             let follower = ranges::Follower::new(
                 &self.client,
@@ -211,6 +218,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             limits: config.limits,
         },
         fetcher,
+        startup: config.startup,
         counts: Arc::clone(&counts),
         policies: config.policies,
         policy_counts: Arc::clone(&policy_counts),

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use crate::{
-    controller::{self, Config, lease::Timing, policies},
+    controller::{self, Config, lease::Timing, policies, startup},
     heap,
     k8s::client::Access,
     policy::{
@@ -27,6 +27,7 @@ use crate::{
 const CLUSTER: &str = "Cluster";
 const RANGES: &str = "Published address ranges";
 const POLICIES: &str = "NetworkPolicies";
+const NODES: &str = "Nodes";
 const OUTPUT: &str = "Output and service";
 
 /// How to run.
@@ -112,6 +113,14 @@ pub struct Arguments {
     /// Prefixes that belong to the cluster, as agents are told
     #[arg(long, value_name = "CIDR,…", env = "EGRESS_CLUSTER_CIDRS", value_delimiter = ',', help_heading = POLICIES)]
     cluster_cidrs: Vec<IpNet>,
+
+    /// Take the taint with this key from a node once its agent is ready, such as egress-agent.dev/not-ready; without it no node is touched
+    #[arg(long, value_name = "KEY", env = "EGRESS_STARTUP_TAINT", help_heading = NODES, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    startup_taint: Option<String>,
+
+    /// The namespace of the agents' pods
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_AGENT_NAMESPACE", default_value = "egress-agent", help_heading = NODES)]
+    agent_namespace: String,
 
     /// Serve /metrics, /healthz and /readyz here
     #[arg(long, value_name = "ADDRESS", env = "EGRESS_CONTROLLER_LISTEN", default_value = "127.0.0.1:9471", help_heading = OUTPUT)]
@@ -220,6 +229,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             },
             ranges: arguments.namespace.clone(),
         }),
+        startup: arguments
+            .startup_taint
+            .clone()
+            .map(|taint| startup::Options { taint, agents: arguments.agent_namespace.clone() }),
         limits: accept::Limits { loss: arguments.ranges_loss, ..accept::Limits::default() },
     };
     let runtime =

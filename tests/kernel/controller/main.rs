@@ -3,6 +3,7 @@
 mod lease;
 mod policies;
 mod ranges;
+mod startup;
 
 use std::{io::Write as _, pin::Pin};
 
@@ -19,6 +20,7 @@ const CASES: &[(&str, Case)] = &[
     ("ranges are published", |server| Box::pin(ranges::publication(server))),
     ("policies become objects", |server| Box::pin(policies::follow(server))),
     ("a thousand policies", |server| Box::pin(policies::many(server))),
+    ("new nodes wait for their agent", |server| Box::pin(startup::taints(server))),
     ("another one takes the work over", |server| Box::pin(ranges::takeover(server))),
 ];
 

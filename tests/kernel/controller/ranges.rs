@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 const SHIPPED: &str = "egress-controller";
 
 /// Finds kubectl beside the real server, or else in `PATH`.
-fn kubectl() -> PathBuf {
+pub(crate) fn kubectl() -> PathBuf {
     let assets = std::env::var_os(egress_tests::lab::api::real::VARIABLE);
     let assets = assets.map_or_else(|| PathBuf::from("/usr/local/kubebuilder/bin"), PathBuf::from);
     let beside = assets.join("kubectl");
@@ -34,7 +34,7 @@ pub(crate) struct Scene<'a> {
     server: &'a Server,
     pub(crate) keeper: Keeper,
     namespace: String,
-    kubeconfig: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
     folder: tempfile::TempDir,
 }
 
