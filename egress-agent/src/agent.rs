@@ -64,6 +64,7 @@ use crate::{
 use self::{
     binding::{Unclaimed, claims, own_cgroup, strictest, unclaimed},
     denials::{Announcer, Denials, Repeated},
+    flows::Flows,
     kept::Keeper,
     observe::Hub,
     summary::Publisher,
@@ -71,6 +72,7 @@ use self::{
 
 mod binding;
 mod denials;
+mod flows;
 mod kept;
 mod observe;
 mod ranges;
@@ -121,6 +123,8 @@ pub struct Config {
     pub keep_events: usize,
     /// How much of destination addresses is told.
     pub mask: Mask,
+    /// Whether what is allowed is told all the time, so that it is known which destinations are used.
+    pub learn_allowed: bool,
     /// Whether everything that is pinned is removed at the end.
     pub cleanup_on_exit: bool,
 }
@@ -227,6 +231,8 @@ struct Node {
     hub: Arc<Hub>,
     /// Whether the kernel tells what is allowed.
     tells_allowed: bool,
+    /// Where this node's workloads sent to.
+    flows: Flows,
     /// Records in the ring that were none of ours.
     events_dropped: u64,
     /// Whether all manifests could be read.
@@ -335,6 +341,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => warn!("this agent prints what a debug object logs, and the object was built without a log"),
     }
     node.begin()?;
+    if let Err(failure) = node.turn_allowed() {
+        error!(error = format!("{failure:#}"), "allowed flows are not learnt");
+    }
 
     let node = Arc::new(Mutex::new(node));
     let collect = {
@@ -359,9 +368,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let observers = observers.map(|(socket, listener)| {
         let hub = Arc::clone(&lock(&node).hub);
         let node = Arc::clone(&node);
-        let turn = Arc::new(move || lock(&node).turn_allowed().map_err(|failure| format!("{failure:#}")));
+        let same = Arc::clone(&node);
+        let answers = observe::Answers {
+            turn: Arc::new(move || lock(&node).turn_allowed().map_err(|failure| format!("{failure:#}"))),
+            seen: Arc::new(move |namespaces| {
+                lock(&same).seen(&namespaces).map_err(|failure| format!("{failure:#}"))
+            }),
+        };
         // Ends with the sender, too.
-        (socket, observe::serve(listener, hub, turn, async { drop(stopped.await) }))
+        (socket, observe::serve(listener, hub, answers, async { drop(stopped.await) }))
     });
     let mut check = tokio::time::interval(CHECK_EVERY);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -453,7 +468,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some((_socket, serving)) = observers {
         serving.await.context("stopping the server for events")?;
     }
-    lock(&node).turn_allowed()?;
+    lock(&node).stop_telling_allowed()?;
     let keeping = lock(&node).keep_last();
     if let Some(keeping) = keeping {
         keeping.await.context("writing the last snapshot")?;
@@ -635,6 +650,7 @@ impl Node {
             clock_checked: clock::wall_seconds_and_fraction().0,
             events,
             tells_allowed: false,
+            flows: Flows::default(),
             events_dropped: 0,
             complete: false,
             broken: BTreeSet::new(),
@@ -1308,6 +1324,10 @@ impl Node {
         let pod = self.by_slot.get(&denial.slot);
         let rule = self.engine.state().allocator().rule(denial.rule);
         let mask = self.config.mask;
+        if let Some(pod) = pod {
+            let labels = self.index.cluster().pods.get(&pod.id).map(|pod| &pod.labels);
+            self.flows.note(denial, 1, pod, labels, rule, mask);
+        }
         let nearest = if denial.verdict == Verdict::Allow {
             None
         } else {
@@ -1337,6 +1357,10 @@ impl Node {
         for Repeated { last, count } in self.denials.ended(Instant::now()) {
             let rule = self.engine.state().allocator().rule(last.rule);
             let pod = self.by_slot.get(&last.slot);
+            if let Some(pod) = pod {
+                let labels = self.index.cluster().pods.get(&pod.id).map(|pod| &pod.labels);
+                self.flows.note(&last, count, pod, labels, rule, self.config.mask);
+            }
             let event = report::observation(&last, pod, rule, count, None, self.config.mask);
             self.hand_out(event);
         }
@@ -1357,14 +1381,34 @@ impl Node {
 
     /// Has the kernel tell what is allowed, or no longer, as those who listen want it.
     fn turn_allowed(&mut self) -> anyhow::Result<()> {
-        let wanted = self.hub.wants_allowed();
+        self.tell_allowed(self.config.learn_allowed || self.hub.wants_allowed())
+    }
+
+    /// Has the kernel tell nothing of what is allowed: nobody will read it.
+    fn stop_telling_allowed(&mut self) -> anyhow::Result<()> {
+        self.tell_allowed(false)
+    }
+
+    fn tell_allowed(&mut self, wanted: bool) -> anyhow::Result<()> {
         if wanted != self.tells_allowed {
-            self.engine
-                .tell_allowed(wanted)
-                .context("turning on or off what the kernel tells of allowed flows")?;
+            let turning = "turning on or off what the kernel tells of allowed flows";
+            self.engine.tell_allowed(wanted).context(turning)?;
             self.tells_allowed = wanted;
         }
         Ok(())
+    }
+
+    /// Returns where the workloads of these namespaces sent to, and how often their policies' destinations were used.
+    fn seen(&self, namespaces: &BTreeSet<String>) -> anyhow::Result<Vec<protocol::Message>> {
+        let mut seen = self.flows.told(namespaces, self.index.cluster(), self.index.ranges());
+        for (slot, rule) in self.engine.state().allocator().rules() {
+            let policy = &rule.policy;
+            let wanted = namespaces.is_empty() || namespaces.contains(&policy.id.namespace);
+            if wanted && policy.kind == PolicyKind::ConfigMap {
+                seen.extend(flows::use_of(rule, self.engine.maps().rule_counter(slot)?.packets));
+            }
+        }
+        Ok(seen)
     }
 }
 

@@ -3,7 +3,7 @@
 //! The client sends one [`Request`] on a line. Each line of the answer is a [`Message`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -12,6 +12,8 @@ use std::{
 use egress_common::verdict::{Reason, Verdict};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+
+use crate::policy::recommend::Name;
 
 /// The name of the socket in the runtime folder.
 const SOCKET: &str = "observe.sock";
@@ -39,6 +41,11 @@ pub enum Request {
         #[serde(default)]
         filter: Filter,
     },
+    /// Which destinations the workloads of these namespaces sent to; none: of all.
+    Flows {
+        /// Which.
+        namespaces: BTreeSet<String>,
+    },
 }
 
 /// A line of an answer.
@@ -49,8 +56,75 @@ pub enum Message<E = Box<Observation>> {
     Event(E),
     /// So many came that this client did not read fast enough; they stood here.
     Lost(u64),
+    /// A workload whose flows were seen.
+    Workload(WorkloadSeen),
+    /// A flow of the workload named before.
+    Flow(Box<FlowSeen>),
+    /// A destination of a policy.
+    Entry(EntryUse),
+    /// Events of workloads there was no room for.
+    LeftOut(u64),
     /// Why there is no more.
     Error(String),
+}
+
+/// A workload whose flows were seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadSeen {
+    /// Its namespace.
+    pub namespace: String,
+    /// What it is, such as `Deployment/web`.
+    pub workload: String,
+    /// The labels all of its pods have that were seen, but for those that go with a pod.
+    pub labels: BTreeMap<String, String>,
+    /// Since when they were watched, in seconds since the epoch.
+    pub since: u64,
+    /// Events of further flows, for which there was no room.
+    pub left_out: u64,
+    /// Events that the kernel held back.
+    pub held_back: u64,
+}
+
+/// A destination that a workload sent to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowSeen {
+    /// The workload's namespace.
+    pub namespace: String,
+    /// The workload.
+    pub workload: String,
+    /// What happened.
+    #[serde(with = "verdict")]
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: String,
+    /// The policy that decided, `namespace/name`.
+    pub policy: Option<String>,
+    /// The part of it that did.
+    pub destination: Option<String>,
+    /// Its name, or its number where it has none that policies use.
+    pub protocol: String,
+    /// The destination address, as far as it may be shown.
+    pub to: Destination,
+    /// The destination port; 0 for protocols without.
+    pub port: u16,
+    /// How often it was told.
+    pub count: u64,
+    /// What stands at the address, as far as the agent knows.
+    pub name: Option<Name>,
+}
+
+/// How often a destination of a policy decided, on one node and since its counters began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EntryUse {
+    /// The policy, `namespace/name`.
+    pub policy: String,
+    /// The destination.
+    pub destination: String,
+    /// Packets.
+    pub packets: u64,
 }
 
 /// Packets or calls of a pod that were judged alike: one that is new, or all that came again since.
@@ -180,6 +254,15 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// Returns the address, if all of it is known.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Known(net) if net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
+            _ => None,
+        }
+    }
+
     /// Returns it with a port, as people write the two.
     #[must_use]
     pub fn with_port(&self, port: u16) -> String {

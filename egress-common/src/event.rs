@@ -62,8 +62,8 @@ impl Hook {
 /// How many events a pod may send in one second before the rest are only counted.
 pub const EVENTS_PER_SECOND: u32 = 20;
 
-/// How many of these may be about allowed packets, and about audited ones of TCP connections that are open already. So neither a
-/// long transfer nor whoever asks for allowed flows takes the place of what is denied or new.
+/// How many of these may be about allowed packets, and about audited ones of flows that were told of before. So neither a long
+/// transfer nor whoever asks for allowed flows takes the place of what is denied or new.
 pub const LESSER_EVENTS_PER_SECOND: u32 = EVENTS_PER_SECOND / 2;
 
 /// A pod's allowance of events: the value of the buckets map. Two processors may race on it; the worst outcome is a few

@@ -88,10 +88,10 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
     let mut packet = Packet::EMPTY;
     // 2.
     if let Err(reason) = parse::parse(skb, &mut packet) {
-        let occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length };
+        let occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length, first: true };
         return conclude(&occasion, fixed(Verdict::Deny, reason));
     }
-    let occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length };
+    let mut occasion = Occasion { cgroup, slot, hook: Hook::Packet, packet: &packet, length, first: true };
     if standing != Standing::Governed {
         // 3. and 4.
         if policy::is_local(None, &packet.source, &packet.destination) {
@@ -132,7 +132,8 @@ fn judge_packet(skb: Skb, sk: Sock, known: Option<&SocketState>) -> Verdict {
     }
     if decision.verdict == Verdict::Audit {
         // The answer must not turn the rest of the flow into replies, unseen by the audit and by what is enforced later.
-        socket::note_own_datagram(|| skb.socket_cookie(), &packet);
+        occasion.first = socket::note_own_datagram(|| skb.socket_cookie(), &packet)
+            && (packet.protocol != TCP || socket::opens(packet.tcp_flags));
     }
     conclude(&occasion, decision)
 }
@@ -284,7 +285,7 @@ fn judge_call(call: Call, hook: Hook) -> i32 {
     if matches!(hook, Hook::Sendmsg) && socket::is_datagram_reply(|| call.socket_cookie(), &packet) {
         return PASS;
     }
-    let occasion = Occasion { cgroup, slot, hook, packet: &packet, length: 0 };
+    let occasion = Occasion { cgroup, slot, hook, packet: &packet, length: 0, first: true };
     match conclude(&occasion, decision) {
         Verdict::Deny => REFUSE,
         Verdict::Allow | Verdict::Audit => PASS,

@@ -5,13 +5,13 @@ use egress_common::{
     config::setting,
     event::{Bucket, EVENTS_PER_SECOND, Event, Hook, LESSER_EVENTS_PER_SECOND},
     maps::{Counter, node_counter},
-    policy::{NO_RULE, TCP},
+    policy::NO_RULE,
     verdict::{CLASSES, Decision, Reason, Verdict, class},
 };
 
 use crate::{
     maps::{self, BUCKETS, COUNTERS, EVENTS, NODE_COUNTERS, RULE_COUNTERS, ticks_per_second},
-    parse::{ACK, Packet, SYN},
+    parse::Packet,
     policy::jiffies,
 };
 
@@ -59,13 +59,14 @@ pub struct Occasion<'a> {
     pub packet: &'a Packet,
     /// Its length; 0 for calls.
     pub length: u32,
+    /// Of an audited packet, whether it may be the first of its flow.
+    pub first: bool,
 }
 
 /// Counts a decision, and sends an event unless it is an allow nobody asks for.
 #[inline(always)]
 pub fn record(occasion: &Occasion<'_>, decision: &Decision) {
     count(occasion.slot, class(decision.verdict, decision.reason), decision.rule, occasion.length);
-    let packet = occasion.packet;
     let allowance = match decision.verdict {
         Verdict::Allow => {
             let judged = matches!(decision.reason, Reason::AllowedDestination | Reason::DefaultAllow);
@@ -74,9 +75,7 @@ pub fn record(occasion: &Occasion<'_>, decision: &Decision) {
             }
             LESSER_EVENTS_PER_SECOND
         }
-        Verdict::Audit if packet.protocol == TCP && packet.tcp_flags & (SYN | ACK) != SYN => {
-            LESSER_EVENTS_PER_SECOND
-        }
+        Verdict::Audit if !occasion.first => LESSER_EVENTS_PER_SECOND,
         Verdict::Audit | Verdict::Deny => EVENTS_PER_SECOND,
     };
     tell(occasion, decision, allowance);

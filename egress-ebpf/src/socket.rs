@@ -73,7 +73,7 @@ pub fn still_holds(skb: Skb, state: &SocketState) -> bool {
 
 /// Whether a TCP packet with these flag bits opens a connection.
 #[inline(always)]
-fn opens(tcp_flags: u8) -> bool {
+pub fn opens(tcp_flags: u8) -> bool {
     tcp_flags & (SYN | ACK) == SYN
 }
 
@@ -304,20 +304,22 @@ fn is_recent(seen: u64) -> bool {
 #[inline(always)]
 pub fn remember_datagram(cookie: u64, packet: &Packet, answers: impl FnOnce() -> bool) {
     if let Some(key) = reply_key(|| cookie, &packet.source, packet.source_port_be, packet.protocol) {
-        note(key, answers);
+        let _is_first = note(key, answers);
     }
 }
 
-/// Remembers that a socket wrote to a peer, unless the peer wrote first.
+/// Remembers that a socket wrote to a peer, unless the peer wrote first. Returns whether neither was heard of of late, as far as
+/// that is remembered; it is of UDP and SCTP.
 #[inline(always)]
-pub fn note_own_datagram(cookie: impl FnOnce() -> u64, packet: &Packet) {
-    if let Some(key) = reply_key(cookie, &packet.destination, packet.destination_port_be, packet.protocol) {
-        note(key, || true);
+pub fn note_own_datagram(cookie: impl FnOnce() -> u64, packet: &Packet) -> bool {
+    match reply_key(cookie, &packet.destination, packet.destination_port_be, packet.protocol) {
+        Some(key) => note(key, || true),
+        None => true,
     }
 }
 
 #[inline(always)]
-fn note(key: ReplyKey, socket_first: impl FnOnce() -> bool) {
+fn note(key: ReplyKey, socket_first: impl FnOnce() -> bool) -> bool {
     let now = jiffies();
     if let Some(seen) = REPLIES.get_ptr_mut(key) {
         // SAFETY: an aligned load and store of eight bytes in the map's value; the last of two processors wins.
@@ -325,7 +327,7 @@ fn note(key: ReplyKey, socket_first: impl FnOnce() -> bool) {
             let before = core::ptr::read_volatile(seen);
             if is_recent(before) {
                 core::ptr::write_volatile(seen, now | (before & POD_FIRST));
-                return;
+                return false;
             }
         }
     }
@@ -333,4 +335,5 @@ fn note(key: ReplyKey, socket_first: impl FnOnce() -> bool) {
     if REPLIES.insert(key, now | first, u64::from(BPF_ANY)).is_err() {
         count_node(node_counter::STORE_FAILED);
     }
+    true
 }

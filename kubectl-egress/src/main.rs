@@ -3,6 +3,7 @@
 mod cluster;
 mod merge;
 mod observe;
+mod recommend;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ struct Arguments {
 enum Command {
     /// Say what agents deny, audit and, on request, allow, as it happens
     Observe(observe::Arguments),
+    /// Propose the least policies that cover what pods were seen to send
+    Recommend(recommend::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| match &arguments.command {
         Command::Observe(observe) => runtime.block_on(observe::run(&arguments.cluster, observe)),
+        Command::Recommend(recommend) => runtime.block_on(recommend::run(&arguments.cluster, recommend)),
     });
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", merge::plain(&format!("{error:#}")));

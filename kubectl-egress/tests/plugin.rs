@@ -18,6 +18,11 @@ case "$*" in
 *"get pods --namespace egress-agent"*) printf 'agent-1   node-a\nagent-2   node-b\nagent-3   <none>\n' ;;
 *"get pods --namespace shop"*) printf 'web   node-b\ntill   node-a\n' ;;
 *"get pods --namespace secret"*) echo "Error: forbidden" >&2; exit 1 ;;
+*exec*agent-1*--export*) echo '{"leftOut":1}' ;;
+*exec*agent-2*--export*) echo '{"leftOut":2}' ;;
+*exec*agent-1*recommend*--flows*)
+    echo "from $(sort | tr -d '\n')"
+    echo 'fill in' >&2 ;;
 *exec*agent-1*--follow*)
     echo '2026-11-22T03:00:01.000Z  node-a  deny  one'
     echo $$ > "$here/pid-a"
@@ -141,6 +146,20 @@ fn what_cannot_be_asked_is_said_and_changes_the_exit_code() {
         assert_eq!((code, out.as_str()), (2, ""), "{error}");
         assert!(error.starts_with("error: ") && error.contains(why), "{error}");
     }
+}
+
+#[test]
+fn what_all_saw_is_put_together_by_one() {
+    let script = Script::new();
+    let (code, out, error) = script.run(&["recommend", "-n", "shop", "--", "--mode", "audit"]);
+    assert_eq!(
+        (code, out.as_str(), error.as_str()),
+        (0, "from {\"leftOut\":1}{\"leftOut\":2}\n", "fill in\n")
+    );
+    let asked = script.asked();
+    assert!(asked.lines().last().is_some_and(|line| line.ends_with("--flows - --mode audit")), "{asked}");
+    let (code, out, _) = script.run(&["recommend", "-n", "shop", "--export"]);
+    assert_eq!((code, out.lines().count()), (0, 2), "{out}");
 }
 
 fn runs(pid: &str) -> bool {

@@ -21,6 +21,7 @@ use egress_tests::lab::{
 };
 
 mod observe;
+mod recommend;
 
 const UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 

@@ -4,7 +4,7 @@
 //! the place where it is missing.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     future::Future,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -52,6 +52,16 @@ impl Default for Limits {
 /// Turns the events about what is allowed on and off in the kernel, as [`Hub::wants_allowed`] says then. It runs on a thread of its
 /// own.
 pub(super) type Turn = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Returns which destinations the workloads of some namespaces sent to. It runs on a thread of its own.
+pub(super) type Seen = Arc<dyn Fn(BTreeSet<String>) -> Result<Vec<Message>, String> + Send + Sync>;
+
+/// What clients ask of the agent besides events.
+#[derive(Clone)]
+pub(super) struct Answers {
+    pub(super) turn: Turn,
+    pub(super) seen: Seen,
+}
 
 /// The events that are kept, and who waits for more.
 #[derive(Debug)]
@@ -197,7 +207,7 @@ fn newest(state: &State, filter: &Filter, last: usize) -> Vec<Arc<Observation>> 
 pub(super) fn serve(
     listener: UnixListener,
     hub: Arc<Hub>,
-    turn: Turn,
+    answers: Answers,
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
@@ -210,9 +220,9 @@ pub(super) fn serve(
                 Some(_ended) = clients.join_next() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) if clients.len() < hub.limits.clients => {
-                        let (hub, turn) = (Arc::clone(&hub), Arc::clone(&turn));
+                        let (hub, answers) = (Arc::clone(&hub), answers.clone());
                         clients.spawn(async move {
-                            if let Err(failure) = attend(stream, &hub, &turn).await {
+                            if let Err(failure) = attend(stream, &hub, &answers).await {
                                 debug!(error = %failure, "a client of the events has gone");
                             }
                         });
@@ -245,7 +255,7 @@ fn line<E: Serialize>(message: &Message<E>) -> io::Result<Vec<u8>> {
 }
 
 /// One client: what it asks, and what it is told.
-async fn attend(stream: UnixStream, hub: &Arc<Hub>, turn: &Turn) -> io::Result<()> {
+async fn attend(stream: UnixStream, hub: &Arc<Hub>, answers: &Answers) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::with_capacity(1024, reader);
     let request = match timeout(hub.limits.request, request(&mut reader)).await {
@@ -256,7 +266,22 @@ async fn attend(stream: UnixStream, hub: &Arc<Hub>, turn: &Turn) -> io::Result<(
             return refuse_late(&mut writer, why, hub.limits.line).await;
         }
     };
-    let Request::Observe { last, follow, filter } = request;
+    let turn = &answers.turn;
+    let (last, follow, filter) = match request {
+        Request::Observe { last, follow, filter } => (last, follow, filter),
+        Request::Flows { namespaces } => {
+            let seen = Arc::clone(&answers.seen);
+            match apart(move || seen(namespaces)).await {
+                Ok(lines) => {
+                    for line in lines {
+                        tell(&mut writer, &line, hub.limits.line).await?;
+                    }
+                    return Ok(());
+                }
+                Err(why) => return refuse_late(&mut writer, why, hub.limits.line).await,
+            }
+        }
+    };
     if !follow {
         for event in hub.newest(&filter, last) {
             tell(&mut writer, &Message::Event(&*event), hub.limits.line).await?;
@@ -283,7 +308,14 @@ async fn refuse_late(writer: &mut OwnedWriteHalf, why: String, limit: Duration) 
 
 async fn turned(turn: &Turn) -> Result<(), String> {
     let turn = Arc::clone(turn);
-    let result = tokio::task::spawn_blocking(move || turn()).await;
+    apart(move || turn()).await
+}
+
+/// Does something on a thread of its own.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let result = tokio::task::spawn_blocking(work).await;
     result.unwrap_or_else(|error| Err(error.to_string()))
 }
 
@@ -349,7 +381,6 @@ async fn tell<E: Serialize>(
 #[cfg(test)]
 mod tests {
     use std::{
-        collections::BTreeSet,
         path::Path,
         sync::atomic::{AtomicUsize, Ordering},
     };
@@ -388,8 +419,12 @@ mod tests {
             let turns = Arc::new(AtomicUsize::new(0));
             let counter = Arc::clone(&turns);
             let turn: Turn = Arc::new(move || turn(&counter));
+            let seen: Seen = Arc::new(|namespaces| match namespaces.is_empty() {
+                true => Err("name one".to_owned()),
+                false => Ok((0..1000).map(Message::LeftOut).collect()),
+            });
             let stopped = async { drop(stopped.await) };
-            let task = serve(listener, Arc::clone(&hub), turn, stopped);
+            let task = serve(listener, Arc::clone(&hub), Answers { turn, seen }, stopped);
             Self { hub, turns, folder, stop, task }
         }
 
@@ -527,7 +562,7 @@ mod tests {
                     lost += count;
                     notices += 1;
                 }
-                Message::Error(why) => panic!("{why}"),
+                other => panic!("{other:?}"),
             }
         }
         assert!(lost > 1000 && notices > 0, "{told} told, {lost} lost in {notices} places");
@@ -593,6 +628,23 @@ mod tests {
         let unable = Served::turning(5, |_| Err("the kernel will not".to_owned()));
         let why = refused(ask(&unable.path(), 0, true, allow()).await).await;
         assert_eq!(why, "the kernel will not");
+    }
+
+    #[tokio::test]
+    async fn flows_are_told_to_those_who_ask_and_errors_too() {
+        let served = Served::new(5);
+        let ask = async |namespaces: &[&str]| {
+            let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
+            let mut request = serde_json::to_vec(&Request::Flows { namespaces }).expect("it is JSON");
+            request.push(b'\n');
+            send(&served.path(), &request).await
+        };
+        let mut lines = lines(ask(&["shop"]).await);
+        for number in 0..1000 {
+            assert_eq!(next(&mut lines).await, Some(Message::LeftOut(number)));
+        }
+        assert_eq!(next(&mut lines).await, None);
+        assert_eq!(refused(ask(&[]).await).await, "name one");
     }
 
     proptest! {

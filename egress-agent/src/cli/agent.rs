@@ -183,6 +183,10 @@ pub struct Arguments {
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=65_536), help_heading = OUTPUT)]
     keep_events: usize,
 
+    /// Have what is allowed told all the time, so that `egress-agent recommend` knows which allowed destinations are used
+    #[arg(long, env = "EGRESS_LEARN_ALLOWED", help_heading = OUTPUT)]
+    learn_allowed: bool,
+
     /// How much of destination addresses is told in events, on standard output, on pods and to `egress-agent observe`
     #[arg(long, value_name = "MASK", env = "EGRESS_MASK_ADDRESSES", default_value = "off",
           num_args = 0..=1, require_equals = true, default_missing_value = "prefix", help_heading = OUTPUT)]
@@ -339,6 +343,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         print_events: arguments.output == Some(Output::Json),
         keep_events: arguments.keep_events,
         mask: arguments.mask_addresses.into(),
+        learn_allowed: arguments.learn_allowed,
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;

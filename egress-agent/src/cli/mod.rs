@@ -11,6 +11,7 @@ pub mod generate;
 pub mod observe;
 pub mod parity;
 pub mod ranges;
+pub mod recommend;
 pub mod schema;
 pub mod status;
 pub mod unload;
@@ -55,6 +56,8 @@ enum Command {
     Status(status::Arguments),
     /// Say what this node's agent denies, audits and, on request, allows, as it happens
     Observe(observe::Arguments),
+    /// Propose the least policies that cover what pods were seen to send
+    Recommend(recommend::Arguments),
     /// Say what the policies say about flows, and why
     Explain(Box<explain::Arguments>),
     /// Say what is wrong in policies and manifests
@@ -91,6 +94,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Schema => schema::run(),
         Command::Status(arguments) => status::run(&arguments),
         Command::Observe(arguments) => observe::run(&arguments),
+        Command::Recommend(arguments) => recommend::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Fmt(arguments) => fmt::run(&arguments),

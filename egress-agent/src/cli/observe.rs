@@ -280,6 +280,8 @@ impl Shown {
                     )?;
                 }
                 Message::Error(why) => bail!("the agent says: {}", shown(&why)),
+                // Answers to other requests.
+                Message::Workload(_) | Message::Flow(_) | Message::Entry(_) | Message::LeftOut(_) => {}
             }
         }
         Ok(())

@@ -163,6 +163,12 @@ pub fn protocol_name(number: u8) -> String {
     }
 }
 
+/// The number of a protocol by what [`protocol_name`] calls it.
+#[must_use]
+pub fn protocol_number(name: &str) -> Option<u8> {
+    (0..=u8::MAX).find(|number| protocol_name(*number) == name)
+}
+
 #[cfg(test)]
 mod tests {
     use egress_common::v4_mapped;
@@ -209,6 +215,14 @@ mod tests {
             (denial.verdict, denial.reason, denial.hook),
             (Verdict::Deny, Reason::DefaultDeny, "packet")
         );
+    }
+
+    #[test]
+    fn a_protocol_is_found_by_its_name() {
+        for number in 0..=u8::MAX {
+            assert_eq!(protocol_number(&protocol_name(number)), Some(number));
+        }
+        assert_eq!(protocol_number("tcp"), None);
     }
 
     #[test]

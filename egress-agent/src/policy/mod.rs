@@ -22,6 +22,7 @@ pub mod governance;
 pub mod index;
 pub mod model;
 pub mod ranges;
+pub mod recommend;
 pub mod reference;
 pub mod selector;
 pub mod simulate;
