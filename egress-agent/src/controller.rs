@@ -1,6 +1,6 @@
 //! The controller: what one process does for the whole cluster, and no packet waits for.
 //!
-//! Several may run; the one that holds the [`lease`] works. Its work are [`ranges`] and [`policies`]. Each write is preceded by a look at the lease, and
+//! Several may run; the one that holds the [`lease`] works. Its work are [`ranges`], [`policies`] and [`reports`]. Each write is preceded by a look at the lease, and
 //! whoever loses it is stopped at once. Nodes go on with what they have when there is none.
 
 mod events;
@@ -8,6 +8,7 @@ pub mod lease;
 mod metrics;
 pub mod policies;
 pub mod ranges;
+pub mod reports;
 pub mod startup;
 
 pub use metrics::FAMILIES;
@@ -30,6 +31,7 @@ use tokio::{
 use tracing::{error, info};
 
 use self::{
+    events::Events,
     lease::{Elector, Standing, Timing},
     ranges::AllCounts,
 };
@@ -45,6 +47,10 @@ use crate::{
 
 /// Tells the second since the epoch, UTC.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// The version of what is not there: no object has it. Applied with it, an object is made, or refused with 409 where there is one of its
+/// name already; an apply without a version would take that over.
+const ABSENT: &str = "1";
 
 /// How often the loop says that it turns.
 const BEAT: Duration = Duration::from_secs(2);
@@ -77,8 +83,10 @@ pub struct Config {
     pub limits: accept::Limits,
     /// The taint that new nodes lose when their agent is ready, if they have one.
     pub startup: Option<startup::Options>,
-    /// How policies are written as NetworkPolicies, if they are.
-    pub policies: Option<policies::Options>,
+    /// How policies are followed.
+    pub policies: policies::Options,
+    /// How it is reported what became of them.
+    pub reports: reports::Options,
 }
 
 /// This process does not hold the lease, so it may not write.
@@ -101,6 +109,14 @@ impl Lead {
     }
 }
 
+/// What the parts of the work have in common.
+#[derive(Clone)]
+struct Means {
+    lead: Lead,
+    events: Events,
+    clock: Clock,
+}
+
 /// What the leader does.
 struct Work {
     client: Client,
@@ -109,8 +125,11 @@ struct Work {
     fetcher: Option<Fetcher>,
     startup: Option<startup::Options>,
     counts: Arc<AllCounts>,
-    policies: Option<policies::Options>,
+    policies: policies::Options,
     policy_counts: Arc<policies::Counts>,
+    reports: reports::Options,
+    report_counts: Arc<reports::Counts>,
+    event_counts: Arc<events::Counts>,
     clock: Clock,
     lead: Lead,
 }
@@ -121,28 +140,40 @@ impl Work {
         if let Some(options) = &self.startup {
             tasks.spawn(startup::Remover::new(&self.client, options, self.lead.clone()).run());
         }
+        let (events, writing) =
+            Events::new(self.client.clone(), self.lead.clone(), Arc::clone(&self.event_counts));
+        // It ends with the last of those below, so not by itself.
+        tasks.spawn(writing);
+        let means = Means { lead: self.lead.clone(), events, clock: Arc::clone(&self.clock) };
         for source in &self.sources {
             let follower = ranges::Follower::new(
                 &self.client,
                 Arc::clone(source),
                 self.options.clone(),
                 self.fetcher.clone(),
-                self.lead.clone(),
+                &means,
                 self.counts.of(source.provider.name()),
-                Arc::clone(&self.clock),
             );
             tasks.spawn(follower.run());
         }
-        if let Some(options) = &self.policies {
-            let reconciler = policies::Reconciler::new(
-                self.client.clone(),
-                options.clone(),
-                self.lead.clone(),
-                Arc::clone(&self.policy_counts),
-                Arc::clone(&self.clock),
-            );
-            tasks.spawn(reconciler.run());
-        }
+        let (facts, known) = watch::channel(None);
+        let reconciler = policies::Reconciler::new(
+            self.client.clone(),
+            self.policies.clone(),
+            means,
+            Arc::clone(&self.policy_counts),
+            facts,
+        );
+        tasks.spawn(reconciler.run());
+        let reporter = reports::Reporter::new(
+            self.client.clone(),
+            self.reports.clone(),
+            self.lead.clone(),
+            Arc::clone(&self.report_counts),
+            Arc::clone(&self.clock),
+            known,
+        );
+        tasks.spawn(reporter.run());
         tasks
     }
 }
@@ -206,6 +237,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     health.clear(telemetry::STARTING);
     let counts = Arc::new(AllCounts::default());
     let policy_counts = Arc::new(policies::Counts::default());
+    let report_counts = Arc::new(reports::Counts::default());
+    let event_counts = Arc::new(events::Counts::default());
     let leases: Api<Lease> = Api::namespaced(client.clone(), &config.namespace);
     let (elector, mut standing) = Elector::new(leases, &config.lease, &config.identity, config.timing);
     let clock: Clock = Arc::new(|| crate::kernel::clock::wall_seconds_and_fraction().0);
@@ -216,16 +249,27 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             namespace: config.namespace.clone(),
             every: config.every,
             limits: config.limits,
+            instance: config.policies.instance.clone(),
         },
         fetcher,
         startup: config.startup,
         counts: Arc::clone(&counts),
         policies: config.policies,
         policy_counts: Arc::clone(&policy_counts),
+        reports: config.reports,
+        report_counts: Arc::clone(&report_counts),
+        event_counts: Arc::clone(&event_counts),
         clock: Arc::clone(&clock),
         lead: Lead(standing.clone()),
     };
-    let scraped = metrics::Sources { counts, policies: policy_counts, standing: standing.clone(), clock };
+    let scraped = metrics::Sources {
+        counts,
+        policies: policy_counts,
+        reports: report_counts,
+        events: event_counts,
+        standing: standing.clone(),
+        clock,
+    };
     let (end_telemetry, telemetry_ends) = oneshot::channel::<()>();
     let serving = tokio::spawn(telemetry::serve(
         listener,

@@ -11,6 +11,7 @@ pub mod heap;
 pub mod k8s;
 pub mod kernel;
 pub mod observe;
+pub mod overview;
 pub mod parity;
 pub mod policy;
 pub mod proxies;

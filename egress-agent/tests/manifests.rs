@@ -347,7 +347,8 @@ fn the_controller_has_no_privileges_and_the_namespace_that_agents_read() {
     for rule in role.rules.expect("it has rules") {
         let resources = rule.resources.unwrap_or_default();
         let writes = rule.verbs.iter().any(|verb| !["get", "list", "watch"].contains(&verb.as_str()));
-        let may = ["networkpolicies", "events"].contains(&resources[0].as_str()) && resources.len() == 1;
+        let written = ["networkpolicies", "events", "policyreports", "reports"];
+        let may = written.contains(&resources[0].as_str()) && resources.len() == 1;
         assert!(!writes || may, "it writes {resources:?} in the whole cluster");
         assert!(!resources.iter().any(|resource| resource == "secrets" || resource == "*"));
     }

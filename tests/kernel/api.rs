@@ -46,6 +46,7 @@ const CASES: &[(&str, Case)] = &[
     ("unknown patch", unknown_patch),
     ("server-side apply", server_side_apply),
     ("apply conflicts", apply_conflicts),
+    ("apply with a version", apply_with_a_version),
     ("apply to lists", apply_to_lists),
     ("delete", delete),
     ("finalizers", finalizers),
@@ -795,6 +796,40 @@ fn apply_conflicts(server: &Server, namespace: &str) {
     map["data"]["key"] = "patched".into();
     let shared = apply(server, &path, "three", "", &map).expect("the values agree");
     assert_eq!(managers(&shared), ["four Update", "three Apply"]);
+}
+
+/// A version that no object has creates, and never changes what is there; a uid never creates.
+fn apply_with_a_version(server: &Server, namespace: &str) {
+    let path = format!("{}/a", collection(namespace));
+    let mut map = config_map(namespace, "a", &json!({}));
+    map["data"] = json!({ "key": "one" });
+    let with = |map: &Value, version: &str| {
+        let mut map = map.clone();
+        map["metadata"]["resourceVersion"] = version.into();
+        map
+    };
+    let made = apply(server, &path, "one", "", &with(&map, "1")).expect("it is created");
+    assert_eq!(managers(&made), ["one Apply"]);
+    let mut other = map.clone();
+    other["data"] = json!({ "other": "two" });
+    for force in ["", "&force=true"] {
+        let refused = apply(server, &path, "two", force, &with(&other, "1"));
+        assert_eq!((code(&refused), reason(&refused)), (409, "Conflict".to_owned()), "it is there");
+    }
+    map["data"]["key"] = "two".into();
+    let next = apply(server, &path, "one", "", &with(&map, version(&made))).expect("the version is right");
+    assert_eq!(
+        code(&apply(server, &path, "one", "", &with(&map, version(&made)))),
+        409,
+        "it has changed since"
+    );
+    let mut same = with(&map, version(&next));
+    same["metadata"]["uid"] = next["metadata"]["uid"].clone();
+    map = same;
+    map["data"]["key"] = "three".into();
+    apply(server, &path, "one", "", &map).expect("it is the one that was meant");
+    server.delete(&map).expect("it is deleted");
+    assert_eq!(code(&apply(server, &path, "one", "", &map)), 409, "what is gone is not made again");
 }
 
 fn apply_to_lists(server: &Server, namespace: &str) {

@@ -85,7 +85,7 @@ impl Publisher {
                 tokio::spawn(writer.run(latest));
             }
             None => {
-                warn!(node, "the node's name leaves no room for the name of its summary, so there is none")
+                warn!(node, "the node's name leaves no room for the name of its summary, so there is none");
             }
         }
         let next = now + options.every.mul_f64(random());

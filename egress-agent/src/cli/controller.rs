@@ -13,9 +13,15 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use crate::{
-    controller::{self, Config, lease::Timing, policies, startup},
+    controller::{
+        self, Config,
+        lease::Timing,
+        policies::{self, Writing},
+        reports, startup,
+    },
     heap,
     k8s::client::Access,
+    overview::report::Dialect,
     policy::{
         cluster::{NsName, Settings},
         generated::Inexpressible,
@@ -27,6 +33,7 @@ use crate::{
 const CLUSTER: &str = "Cluster";
 const RANGES: &str = "Published address ranges";
 const POLICIES: &str = "NetworkPolicies";
+const REPORTS: &str = "Reports";
 const NODES: &str = "Nodes";
 const OUTPUT: &str = "Output and service";
 
@@ -56,6 +63,11 @@ pub struct Arguments {
     /// What this process is called in the Lease; without it the host's name and a random number
     #[arg(long, value_name = "NAME", env = "EGRESS_CONTROLLER_IDENTITY", help_heading = CLUSTER)]
     identity: Option<String>,
+
+    /// What this controller is called in the annotation of what it writes; without it the namespace and name of the Lease. What another
+    /// one has written is left alone
+    #[arg(long, value_name = "NAME", env = "EGRESS_CONTROLLER_INSTANCE", help_heading = CLUSTER)]
+    instance: Option<String>,
 
     /// How many seconds others wait for a controller that is not heard of; it stops after two thirds of that by itself
     #[arg(long, value_name = "SECONDS", env = "EGRESS_CONTROLLER_LEASE_TIME", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=3600), help_heading = CLUSTER)]
@@ -114,6 +126,18 @@ pub struct Arguments {
     #[arg(long, value_name = "CIDR,…", env = "EGRESS_CLUSTER_CIDRS", value_delimiter = ',', help_heading = POLICIES)]
     cluster_cidrs: Vec<IpNet>,
 
+    /// The namespace in which agents tell what their nodes enforce
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_SUMMARY_NAMESPACE", default_value = crate::k8s::summary::NAMESPACE, help_heading = REPORTS)]
+    summary_namespace: String,
+
+    /// Write a Report in each namespace that has policies, for dashboards
+    #[arg(long, value_name = "KIND", env = "EGRESS_REPORTS", default_value = "auto", help_heading = REPORTS)]
+    reports: Reports,
+
+    /// How many seconds there are at least between two looks at what nodes tell
+    #[arg(long, value_name = "SECONDS", env = "EGRESS_REPORTS_EVERY", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600), help_heading = REPORTS)]
+    reports_every: u16,
+
     /// Take the taint with this key from a node once its agent is ready, such as egress-agent.dev/not-ready; without it no node is touched
     #[arg(long, value_name = "KEY", env = "EGRESS_STARTUP_TAINT", help_heading = NODES, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     startup_taint: Option<String>,
@@ -137,6 +161,31 @@ enum Switch {
     On,
     /// Do not
     Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Reports {
+    /// The kind that the API server knows; the second of these if it knows both
+    Auto,
+    /// PolicyReport of wgpolicyk8s.io, where the API server knows it
+    #[value(name = "policyreport")]
+    Older,
+    /// Report of openreports.io, where the API server knows it
+    #[value(name = "openreports")]
+    Newer,
+    /// None
+    Off,
+}
+
+impl From<Reports> for reports::Choice {
+    fn from(reports: Reports) -> Self {
+        match reports {
+            Reports::Auto => Self::Auto,
+            Reports::Older => Self::Only(Dialect::PolicyReport),
+            Reports::Newer => Self::Only(Dialect::OpenReports),
+            Reports::Off => Self::Off,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -201,6 +250,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Some(identity) => identity.clone(),
         None => identity()?,
     };
+    let lease = format!("{}/{}", arguments.namespace, arguments.lease);
+    let instance = arguments.instance.clone().filter(|name| !name.is_empty()).unwrap_or(lease);
     let lease_time = Duration::from_secs(arguments.lease_time.into());
     let config = Config {
         access: Access { kubeconfig: arguments.kubeconfig.clone(), context: arguments.context.clone() },
@@ -213,13 +264,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         urls: arguments.ranges_url.clone(),
         every: arguments.ranges_every,
         roots: arguments.ca_file.clone().map_or(Roots::System, Roots::File),
-        policies: (arguments.network_policies == Switch::On).then(|| policies::Options {
-            inexpressible: match arguments.inexpressible {
-                How::Widen => Inexpressible::Widen,
-                How::Omit => Inexpressible::Omit,
-                How::Skip => Inexpressible::Skip,
-            },
-            cluster_ips: arguments.cluster_ips == Switch::On,
+        policies: policies::Options {
+            network_policies: (arguments.network_policies == Switch::On).then(|| Writing {
+                inexpressible: match arguments.inexpressible {
+                    How::Widen => Inexpressible::Widen,
+                    How::Omit => Inexpressible::Omit,
+                    How::Skip => Inexpressible::Skip,
+                },
+                cluster_ips: arguments.cluster_ips == Switch::On,
+            }),
+            instance: instance.clone(),
             settings: Settings {
                 cluster_dns: arguments.cluster_dns.clone(),
                 cluster_dns_addresses: arguments.cluster_dns_addresses.clone(),
@@ -228,7 +282,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 ..Settings::default()
             },
             ranges: arguments.namespace.clone(),
-        }),
+        },
+        reports: reports::Options {
+            summaries: arguments.summary_namespace.clone(),
+            choice: arguments.reports.into(),
+            instance,
+            every: Duration::from_secs(arguments.reports_every.into()),
+        },
         startup: arguments
             .startup_taint
             .clone()

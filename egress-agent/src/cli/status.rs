@@ -1,4 +1,6 @@
-//! `egress-agent status`: how this node's agent does.
+//! `egress-agent status`: how this node's agent does, or what is in force in the whole cluster.
+
+mod cluster;
 
 use std::{
     env,
@@ -13,7 +15,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
-use crate::agent::status::{self, PodStatus, SourceStatus, Status};
+use super::validate::report::one_line;
+use crate::{
+    agent::status::{self, PodStatus, SourceStatus, Status},
+    k8s::client::Access,
+};
 
 /// The exit code of an agent that is degraded or not ready.
 const DEGRADED: u8 = 1;
@@ -24,11 +30,38 @@ const NONE: &str = "<none>";
 
 /// What to ask.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 healthy, 1 degraded or not ready, 2 could not ask.")]
+#[command(
+    after_help = "Called as kubectl-egress, as by `kubectl egress status`, it asks about the cluster: the namespace of the context, or --all-namespaces.\n\n\
+    Exit codes: 0 healthy, 1 degraded, not ready, or a policy that is not in force as it is written, 2 could not ask.\n\n\
+    Examples:\n  \
+    egress-agent status                   this node's agent\n  \
+    egress-agent status --cluster         every policy, and on how many nodes it is in force\n  \
+    kubectl egress status -n shop -o json"
+)]
 pub struct Arguments {
     /// Ask the agent whose socket is in this folder
     #[arg(long, value_name = "DIR", env = "EGRESS_RUNTIME_DIR", default_value = super::agent::RUNTIME_DIR)]
     runtime_dir: PathBuf,
+
+    /// Ask the API server about the policies of the whole cluster, instead of this node's agent
+    #[arg(long, conflicts_with = "pods")]
+    cluster: bool,
+
+    /// Ask the API server about the policies of all namespaces
+    #[arg(short = 'A', long, conflicts_with_all = ["pods", "namespace"])]
+    all_namespaces: bool,
+
+    /// Find the API server in this file; without it in KUBECONFIG's, the home directory's, or the pod's service account
+    #[arg(long, value_name = "FILE", env = "EGRESS_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Use this context of the kubeconfig instead of its current one
+    #[arg(long, value_name = "NAME", env = "EGRESS_CONTEXT")]
+    context: Option<String>,
+
+    /// The namespace in which agents tell what their nodes enforce
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_SUMMARY_NAMESPACE", default_value = crate::k8s::summary::NAMESPACE)]
+    summary_namespace: String,
 
     /// How to write the answer
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
@@ -38,7 +71,7 @@ pub struct Arguments {
     #[arg(long)]
     pods: bool,
 
-    /// Of the pods, tell of those of this namespace only
+    /// Tell of the pods, or of the cluster's policies, of this namespace only
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
 }
@@ -53,12 +86,16 @@ enum Output {
     Yaml,
 }
 
-/// Asks the agent and prints what it says.
+/// Asks, and prints the answer.
 ///
 /// # Errors
 ///
-/// When no agent answers.
+/// When nobody answers.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let plugin = cluster::is_plugin(env::args_os().next().as_deref().map(Path::new));
+    if arguments.cluster || arguments.all_namespaces || plugin && !arguments.pods {
+        return of_cluster(arguments, plugin);
+    }
     let path = status::socket(&arguments.runtime_dir);
     let mut status: Status = serde_json::from_str(&ask(&path)?)
         .context("the agent's answer cannot be read; use the version of egress-agent that runs")?;
@@ -74,13 +111,35 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         (Output::Yaml, true) => serde_saphyr::to_string(&status.pods)?,
         (Output::Yaml, false) => serde_saphyr::to_string(&status)?,
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            return Err(error).context("writing the answer");
-        }
-        _written_or_no_longer_read => {}
-    }
+    super::write(&text).context("writing the answer")?;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
+}
+
+/// Asks the API server.
+fn of_cluster(arguments: &Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
+    let access = Access { kubeconfig: arguments.kubeconfig.clone(), context: arguments.context.clone() };
+    let namespace = match &arguments.namespace {
+        Some(namespace) => Some(namespace.clone()),
+        None if plugin && !arguments.cluster && !arguments.all_namespaces => {
+            Some(cluster::current_namespace(&access)?)
+        }
+        None => None,
+    };
+    let (overview, notes) = cluster::ask(&cluster::Question {
+        access,
+        namespace: namespace.as_deref(),
+        summaries: &arguments.summary_namespace,
+    })?;
+    for note in notes {
+        eprintln!("note: {}", one_line(&note));
+    }
+    let text = match arguments.output {
+        Output::Table => cluster::table(&overview),
+        Output::Json => serde_json::to_string_pretty(&overview)? + "\n",
+        Output::Yaml => serde_saphyr::to_string(&overview)?,
+    };
+    super::write(&text).context("writing the answer")?;
+    Ok(if overview.is_good() { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
 }
 
 fn coloured() -> bool {

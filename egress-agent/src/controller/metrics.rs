@@ -1,13 +1,16 @@
 //! What the controller counts.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
-use super::{Clock, lease::Standing, policies, ranges::AllCounts};
+use super::{Clock, events, lease::Standing, policies, ranges::AllCounts, reports};
 use crate::telemetry::{
     catalogue,
     metrics::{self, Description, Family, Kind, Sample, Value},
@@ -56,6 +59,36 @@ const WRITES: Description = Description {
     kind: Kind::Counter,
     unit: None,
 };
+const REFUSED: Description = Description {
+    name: "egress_generated_refused",
+    help: "Policies whose NetworkPolicies would be too many, or are another controller's, and stay as they are.",
+    kind: Kind::Gauge,
+    unit: None,
+};
+const EVENTS: Description = Description {
+    name: "egress_controller_events",
+    help: "Kubernetes Events, by what became of them: sent, failed, or dropped for being too many.",
+    kind: Kind::Counter,
+    unit: None,
+};
+const REPORTS: Description = Description {
+    name: "egress_reports",
+    help: "Reports that were written, deleted, somebody else's, or could not be written.",
+    kind: Kind::Counter,
+    unit: None,
+};
+const NODES: Description = Description {
+    name: "egress_nodes",
+    help: "Nodes, by what their agents tell: ready, not ready, silent for long, or never heard of.",
+    kind: Kind::Gauge,
+    unit: None,
+};
+const STANDING: Description = Description {
+    name: "egress_policies",
+    help: "Policies, by how they stand in the whole cluster.",
+    kind: Kind::Gauge,
+    unit: None,
+};
 const GENERATION: Description = Description {
     name: "egress_generation_seconds",
     help: "Time that the last generation of all NetworkPolicies took, without waiting for the API server.",
@@ -73,6 +106,11 @@ pub const FAMILIES: &[catalogue::Entry] = &[
     (OBJECTS, &[]),
     (LOSSES, &[]),
     (WRITES, &["result"]),
+    (REFUSED, &[]),
+    (EVENTS, &["outcome"]),
+    (REPORTS, &["result"]),
+    (NODES, &["state"]),
+    (STANDING, &["state"]),
     (GENERATION, &[]),
     catalogue::BUILD,
 ];
@@ -81,6 +119,8 @@ pub const FAMILIES: &[catalogue::Entry] = &[
 pub(super) struct Sources {
     pub(super) counts: Arc<AllCounts>,
     pub(super) policies: Arc<policies::Counts>,
+    pub(super) reports: Arc<reports::Counts>,
+    pub(super) events: Arc<events::Counts>,
     pub(super) standing: watch::Receiver<Standing>,
     pub(super) clock: Clock,
 }
@@ -94,7 +134,7 @@ impl Sources {
         let (mut revisions, mut rounds) = (Vec::new(), Vec::new());
         for (provider, counts) in &all {
             let provider = *provider;
-            let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             let heard = read(&counts.heard);
             if heard > 0 {
                 ages.push((provider, Duration::from_secs(now.saturating_sub(heard))));
@@ -110,17 +150,32 @@ impl Sources {
             }
         }
         let policies = &self.policies;
-        let writes = [
-            ("written", &policies.written),
-            ("deleted", &policies.deleted),
-            ("conflict", &policies.conflicts),
-            ("failed", &policies.failed),
+        let by = |label: &'static str, counts: Vec<(&str, u64)>| -> Vec<Sample> {
+            let sample = |(what, count): (&str, u64)| Sample {
+                labels: vec![(label, what.to_owned())],
+                value: Value::Whole(count),
+            };
+            counts.into_iter().map(sample).collect()
+        };
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let writes = vec![
+            ("written", read(&policies.written)),
+            ("deleted", read(&policies.deleted)),
+            ("conflict", read(&policies.conflicts)),
+            ("failed", read(&policies.failed)),
         ];
-        let writes = writes.map(|(result, counter)| Sample {
-            labels: vec![("result", result.to_owned())],
-            value: Value::Whole(counter.load(Ordering::Relaxed)),
-        });
-        let writes = writes.to_vec();
+        let reports = vec![
+            ("written", read(&self.reports.written)),
+            ("deleted", read(&self.reports.deleted)),
+            ("conflict", read(&self.reports.conflicts)),
+            ("failed", read(&self.reports.failed)),
+        ];
+        let events = vec![
+            ("sent", read(&self.events.sent)),
+            ("failed", read(&self.events.failed)),
+            ("dropped", read(&self.events.dropped)),
+        ];
+        let seen = self.reports.seen();
         vec![
             LEADER.single(Value::Whole(leads.into())),
             metrics::cloud_ranges_age(&ages),
@@ -129,7 +184,12 @@ impl Sources {
             POLICIES.single(Value::Whole(self.policies.policies.load(Ordering::Relaxed))),
             OBJECTS.single(Value::Whole(self.policies.objects.load(Ordering::Relaxed))),
             LOSSES.single(Value::Whole(self.policies.losses.load(Ordering::Relaxed))),
-            WRITES.family(writes),
+            WRITES.family(by("result", writes)),
+            REFUSED.single(Value::Whole(read(&policies.refused))),
+            EVENTS.family(by("outcome", events)),
+            REPORTS.family(by("result", reports)),
+            NODES.family(by("state", seen.nodes)),
+            STANDING.family(by("state", seen.policies.into_iter().collect())),
             #[expect(clippy::cast_precision_loss, reason = "it is a time in seconds")]
             GENERATION.single(Value::Float(self.policies.took.load(Ordering::Relaxed) as f64 / 1e6)),
             metrics::build_info(env!("CARGO_PKG_VERSION"), option_env!("EGRESS_REVISION").unwrap_or("")),
@@ -140,13 +200,24 @@ impl Sources {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overview::{NodesStatus, Overview};
 
     #[test]
     fn what_it_exports_is_named_with_its_labels() {
         let counts = Arc::<AllCounts>::default();
         counts.of("aws").heard.store(1, Ordering::Relaxed);
         let (_, standing) = watch::channel(Standing::Unknown);
-        let sources = Sources { counts, policies: Arc::default(), standing, clock: Arc::new(|| 10) };
+        let reports = Arc::<reports::Counts>::default();
+        let told = Overview { nodes: Some(NodesStatus::default()), policies: Vec::new() };
+        reports.see(&told);
+        let sources = Sources {
+            counts,
+            policies: Arc::default(),
+            reports,
+            events: Arc::default(),
+            standing,
+            clock: Arc::new(|| 10),
+        };
         catalogue::tests::agrees(FAMILIES, &sources.families().iter().collect::<Vec<_>>());
     }
 }

@@ -1,4 +1,6 @@
 //! Writes the policies as standard NetworkPolicies, and tells their owners what became of them.
+//!
+//! What is written is written over the version that was seen, so that nothing of somebody else's is taken over, however it got there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +19,7 @@ use k8s_openapi::{
         core::v1::{ConfigMap, ObjectReference, Service},
         networking::v1::NetworkPolicy,
     },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::{
     Api, Client, ResourceExt as _,
@@ -28,25 +30,26 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tracing::{debug, error, info, warn};
 
-use super::{Clock, Lead, events::Events, lease::FIELD_MANAGER};
+use super::{ABSENT, Clock, Lead, Means, events::Events, lease::FIELD_MANAGER};
 use crate::{
     agent::read_policy,
     k8s::{
         convert::MANAGED,
         generated::{self as objects, LOSSES, MANAGED_BY, Origin, SOURCE, SOURCE_REVISION},
         source::{self, KubeSource},
+        summary,
     },
+    overview::{CONTROLLER, Facts, Objects},
     policy::{
         cluster::{Labels, NsName, Settings},
         demand::{self, Demand, Nodes},
         generated::{Generator, Inexpressible, Limits, Loss, LossKind, Options as How},
         index::{InForce, Index, View},
-        model::{Mode, Peer, PolicyId, PolicyKind},
+        model::{Mode, Peer, Policy, PolicyId, PolicyKind},
     },
-    ranges::publish::Sha256,
 };
 
 /// How long nothing may change before policies are written: they often come many at once.
@@ -63,16 +66,27 @@ const AT_ONCE: usize = 8;
 const SOON: u64 = 14 * 24 * 60 * 60;
 /// How many objects one policy may become. A few words can name thousands of prefixes many times, and all of it has to be stored.
 const MOST_OBJECTS: usize = 16;
+/// How many objects the policies of one namespace may become together.
+const MOST_IN_NAMESPACE: usize = 1024;
 /// How many findings or losses an Event names.
 const NAMED: usize = 3;
 
-/// How to write.
-#[derive(Clone, Debug)]
-pub struct Options {
+/// How to write NetworkPolicies.
+#[derive(Clone, Copy, Debug)]
+pub struct Writing {
     /// What to do about what a NetworkPolicy cannot say.
     pub inexpressible: Inexpressible,
     /// Whether ClusterIPs are written, too.
     pub cluster_ips: bool,
+}
+
+/// How to follow policies.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How they are written as NetworkPolicies, if they are.
+    pub network_policies: Option<Writing>,
+    /// Which controller this is, in the annotation of what it writes.
+    pub instance: String,
     /// How agents run, as far as it changes what policies mean.
     pub settings: Settings,
     /// The namespace that ranges are published in.
@@ -94,6 +108,8 @@ pub struct Counts {
     pub deleted: AtomicU64,
     /// Objects that somebody else had changed, or that are in the way.
     pub conflicts: AtomicU64,
+    /// Policies whose objects would be too many, or are another controller's.
+    pub refused: AtomicU64,
     /// Requests that failed.
     pub failed: AtomicU64,
     /// Microseconds that the last look at everything took, without waiting for the API server.
@@ -101,11 +117,54 @@ pub struct Counts {
 }
 
 /// What is wanted of one policy.
+#[derive(Default)]
 struct Wanted {
     objects: Vec<NetworkPolicy>,
-    /// There would be more than are written.
-    too_many: bool,
+    /// Why there are none, and those that are there stay.
+    refused: Option<Refused>,
     losses: Vec<Loss>,
+}
+
+/// Why a policy becomes no objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// There would be too many.
+    TooLarge,
+    /// There would be too many in its namespace.
+    NamespaceFull,
+    /// Another controller has made some.
+    Foreign,
+}
+
+impl Refused {
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::TooLarge => "TooLarge",
+            Self::NamespaceFull => "NamespaceFull",
+            Self::Foreign => "AnotherController",
+        }
+    }
+
+    fn note(self) -> String {
+        const STAYS: &str = "NetworkPolicies that are there stay as they are, no others are made, and nodes enforce it all the same";
+        match self {
+            Self::TooLarge => format!("It would become more than {MOST_OBJECTS} NetworkPolicies. {STAYS}."),
+            Self::NamespaceFull => format!(
+                "The policies of its namespace would become more than {MOST_IN_NAMESPACE} NetworkPolicies together. {STAYS}."
+            ),
+            Self::Foreign => format!(
+                "Another controller has made its NetworkPolicies, as their annotation {CONTROLLER} says. {STAYS}. End one of the two, or \
+                 give this one the name of the other with --instance."
+            ),
+        }
+    }
+}
+
+impl Wanted {
+    /// Returns the losses that are worth a warning: every NetworkPolicy allows the pod's own node.
+    fn telling(&self) -> impl Iterator<Item = &Loss> {
+        self.losses.iter().filter(|loss| loss.direction.is_some() && loss.kind != LossKind::OwnNode)
+    }
 }
 
 pub(super) struct Reconciler {
@@ -123,23 +182,21 @@ pub(super) struct Reconciler {
     selectors: Option<BTreeMap<NsName, Labels>>,
     /// What was said of each policy.
     told: BTreeMap<NsName, BTreeSet<(&'static str, String)>>,
+    /// Where what is known of policies goes.
+    facts: watch::Sender<Option<Arc<Vec<Facts>>>>,
 }
 
 impl Reconciler {
     pub(super) fn new(
         client: Client,
         options: Options,
-        lead: Lead,
+        means: Means,
         counts: Arc<Counts>,
-        clock: Clock,
+        facts: watch::Sender<Option<Arc<Vec<Facts>>>>,
     ) -> Self {
+        let Means { lead, events, clock } = means;
         Self {
-            writer: Writer {
-                events: Events::new(client.clone()),
-                client: client.clone(),
-                lead,
-                counts: Arc::clone(&counts),
-            },
+            writer: Writer { events, client: client.clone(), lead, counts: Arc::clone(&counts) },
             client,
             options,
             counts,
@@ -149,6 +206,7 @@ impl Reconciler {
             owners: None,
             selectors: None,
             told: BTreeMap::new(),
+            facts,
         }
     }
 
@@ -233,12 +291,15 @@ impl Reconciler {
             view: self.index.view(),
             owners: owners.clone(),
             settings: settings.clone(),
-            how: How {
-                inexpressible: self.options.inexpressible,
-                cluster_ips: self.options.cluster_ips,
+            how: self.options.network_policies.map(|writing| How {
+                inexpressible: writing.inexpressible,
+                cluster_ips: writing.cluster_ips,
                 selectors: selectors.clone(),
                 limits: Limits::default(),
-            },
+            }),
+            instance: self.options.instance.clone(),
+            present: self.present.as_ref().map_or_else(BTreeMap::new, counted),
+            foreign: self.present.iter().flatten().filter_map(|(_, object)| self.foreign(object)).collect(),
             now,
         };
         // Thousands of policies take seconds, and the lease is renewed meanwhile.
@@ -255,19 +316,85 @@ impl Reconciler {
         store(&self.counts.policies, wanted.len());
         store(&self.counts.objects, wanted.values().map(|wanted| wanted.objects.len()).sum());
         store(&self.counts.losses, wanted.values().map(|wanted| wanted.losses.len()).sum());
+        store(&self.counts.refused, wanted.values().filter(|wanted| wanted.refused.is_some()).count());
         self.counts
             .took
             .store(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let well = self.write(&wanted, &self.held()).await;
-        self.tell(&wanted, now).await;
+        // What is reported of policies does not wait for what is written of them.
+        _ = self.facts.send_replace(Some(Arc::new(self.facts_of(&wanted, now))));
+        let well = self.options.network_policies.is_none() || self.write(&wanted, &self.held(&wanted)).await;
+        self.tell(&wanted, now);
         let expiry = next
             .map_or(LOOK, |next| Duration::from_secs(next.saturating_sub(now)).max(Duration::from_secs(1)));
         if well { expiry.min(LOOK) } else { AGAIN }
     }
 
+    /// Returns what is known of each policy.
+    fn facts_of(&self, wanted: &BTreeMap<PolicyId, Wanted>, now: u64) -> Vec<Facts> {
+        let problems: BTreeMap<&NsName, _> = self
+            .index
+            .problems()
+            .filter(|problem| problem.policy.kind == PolicyKind::ConfigMap)
+            .map(|problem| (&problem.policy.id, problem))
+            .collect();
+        self.index
+            .texts()
+            .map(|(id, text, good)| {
+                let (in_force, findings) = problems
+                    .get(id)
+                    .map_or((InForce::Current, &[][..]), |problem| (problem.in_force, problem.findings));
+                let key = PolicyId { kind: PolicyKind::ConfigMap, id: id.clone() };
+                let policy = self.index.cluster().policies.get(&key);
+                let mut facts = Facts::new(id.clone(), in_force, policy.map(Arc::as_ref), findings, now);
+                facts.uid = self.owners.as_ref().and_then(|owners| owners.get(id)).cloned();
+                facts.written = text.map(summary::revision);
+                facts.accepted = match in_force {
+                    InForce::Current => facts.written.clone(),
+                    InForce::Earlier => good.map(summary::revision),
+                    InForce::Nothing => None,
+                };
+                facts.unresolved = policy.map_or_else(Vec::new, |policy| self.unresolved(policy));
+                if self.options.network_policies.is_some() {
+                    facts.generated = wanted.get(&key).map(|made| Objects {
+                        count: made.objects.len(),
+                        losses: made.telling().count(),
+                        named: made.telling().take(NAMED).map(ToString::to_string).collect(),
+                        refused: made.refused.map(|why| why.note()),
+                    });
+                }
+                facts
+            })
+            .collect()
+    }
+
+    /// Returns a line for each destination of a policy that is not known.
+    fn unresolved(&self, policy: &Policy) -> Vec<String> {
+        let mut lines = Vec::new();
+        for rule in &policy.rules {
+            for peer in &rule.peers {
+                if let Peer::Unresolved(what) = peer
+                    && what.is_cloud()
+                    && let Err(missing) = self.index.ranges().resolve(what)
+                {
+                    lines.push(format!("{}: {missing}.", rule.name));
+                }
+            }
+        }
+        lines
+    }
+
+    /// Returns the policy of an object that another controller has made.
+    fn foreign(&self, object: &NetworkPolicy) -> Option<String> {
+        let annotations = object.metadata.annotations.as_ref()?;
+        let other = *annotations.get(CONTROLLER)? != self.options.instance
+            && is_applied(&object.metadata, CONTROLLER)
+            && objects::is_generated(&object.metadata);
+        annotations.get(SOURCE).filter(|_| other).cloned()
+    }
+
     /// Returns the policies whose objects are left as they are, if there are any: nodes may hold a version of them, or addresses, that
-    /// this process has never known, and what it knows would be narrower.
-    fn held(&self) -> BTreeSet<String> {
+    /// this process has never known, and what it knows would be narrower; or there would be too many.
+    fn held(&self, wanted: &BTreeMap<PolicyId, Wanted>) -> BTreeSet<String> {
         let broken = self.index.problems().filter(|problem| problem.in_force == InForce::Nothing);
         let broken = broken.map(|problem| problem.policy);
         let is_unknown = |peer: &Peer| matches!(peer, Peer::Unresolved(what) if what.is_cloud());
@@ -278,8 +405,10 @@ impl Reconciler {
             .values()
             .filter(|policy| policy.rules.iter().flat_map(|rule| &rule.peers).any(is_unknown));
         let unknown = unknown.map(|policy| &policy.id);
+        let refused = wanted.iter().filter(|(_, wanted)| wanted.refused.is_some()).map(|(id, _)| id);
         broken
             .chain(unknown)
+            .chain(refused)
             .filter(|id| id.kind == PolicyKind::ConfigMap)
             .map(|id| id.id.to_string())
             .collect()
@@ -299,29 +428,32 @@ impl Reconciler {
             source(object).is_some_and(|source| held.contains(&source) && made.contains(&source))
         };
         let mut names = BTreeSet::new();
-        let mut writes: Vec<(NetworkPolicy, bool)> = Vec::new();
+        let mut writes: Vec<(NetworkPolicy, Option<Seen>)> = Vec::new();
         for object in wanted.values().flat_map(|wanted| &wanted.objects) {
             let id = name(object);
             if stays(object) {
                 continue;
             }
             if present.get(&id).is_none_or(|present| differs(present, object)) {
-                writes.push((object.clone(), present.contains_key(&id)));
+                writes.push((object.clone(), present.get(&id).map(Seen::of)));
             }
             names.insert(id);
         }
         let gone = present.iter().filter(|(id, object)| {
-            !names.contains(*id) && objects::is_generated(&object.metadata) && !stays(object)
+            !names.contains(*id)
+                && objects::is_generated(&object.metadata)
+                && self.foreign(object).is_none()
+                && !stays(object)
         });
         let gone: Vec<NetworkPolicy> = gone.map(|(_, object)| object.clone()).collect();
         let mut well = true;
         let mut tasks = JoinSet::new();
-        for (object, is_present) in writes {
+        for (object, seen) in writes {
             if tasks.len() >= AT_ONCE {
                 well &= ended(&mut tasks).await;
             }
             let writer = self.writer.clone();
-            tasks.spawn(async move { writer.apply(object, is_present).await });
+            tasks.spawn(async move { writer.apply(object, seen).await });
         }
         for object in gone {
             if tasks.len() >= AT_ONCE {
@@ -337,7 +469,7 @@ impl Reconciler {
     }
 
     /// Tells each policy what became of it, once.
-    async fn tell(&mut self, wanted: &BTreeMap<PolicyId, Wanted>, now: u64) {
+    fn tell(&mut self, wanted: &BTreeMap<PolicyId, Wanted>, now: u64) {
         let mut say: BTreeMap<NsName, BTreeSet<(&'static str, String)>> = BTreeMap::new();
         let rejected: BTreeSet<&NsName> = self
             .index
@@ -371,14 +503,11 @@ impl Reconciler {
             if policy.mode == Mode::Audit {
                 continue;
             }
-            // Every NetworkPolicy allows the pod's own node, which is worth no warning at each.
-            let telling = |loss: &&Loss| loss.direction.is_some() && loss.kind != LossKind::OwnNode;
-            let losses: Vec<String> = made.losses.iter().filter(telling).map(ToString::to_string).collect();
-            if made.too_many {
-                let note = format!(
-                    "It would become more than {MOST_OBJECTS} NetworkPolicies, so there is none; nodes enforce it all the same."
-                );
-                lines.insert(("TooLarge", note));
+            let losses: Vec<String> = made.telling().map(ToString::to_string).collect();
+            if let Some(refused) = made.refused {
+                lines.insert((refused.reason(), refused.note()));
+            } else if self.options.network_policies.is_none() {
+                // There are none, as was asked for.
             } else if losses.is_empty() {
                 lines.insert(("Generated", format!("NetworkPolicies: {}.", made.objects.len())));
             } else {
@@ -388,6 +517,9 @@ impl Reconciler {
                     few(&losses)
                 );
                 lines.insert(("GeneratedWithLosses", note));
+            }
+            for line in self.unresolved(policy) {
+                lines.insert(("Unresolved", line));
             }
             for rule in &policy.rules {
                 match rule.expires {
@@ -405,14 +537,6 @@ impl Reconciler {
                     }
                     _ => {}
                 }
-                for peer in &rule.peers {
-                    if let Peer::Unresolved(what) = peer
-                        && what.is_cloud()
-                        && let Err(missing) = self.index.ranges().resolve(what)
-                    {
-                        lines.insert(("Unresolved", format!("{}: {missing}.", rule.name)));
-                    }
-                }
             }
         }
         for (id, lines) in &say {
@@ -426,9 +550,9 @@ impl Reconciler {
                 }
                 let about = reference(id, owner.map(String::as_str));
                 if matches!(*reason, "Accepted" | "Generated") {
-                    self.writer.events.tell(&about, reason, "Generate", note).await;
+                    self.writer.events.tell(&about, reason, "Generate", note);
                 } else {
-                    self.writer.events.warn(&about, reason, "Generate", note).await;
+                    self.writer.events.warn(&about, reason, "Generate", note);
                 }
             }
         }
@@ -441,28 +565,54 @@ struct Given {
     view: View,
     owners: BTreeMap<NsName, String>,
     settings: Settings,
-    how: How,
+    /// How objects are written, if they are.
+    how: Option<How>,
+    instance: String,
+    /// How many objects of ours each policy has, by its namespace and name.
+    present: BTreeMap<String, usize>,
+    /// Policies that another controller has made objects of.
+    foreign: BTreeSet<String>,
     now: u64,
+}
+
+/// Returns how many objects each policy has that were generated from it.
+fn counted(present: &BTreeMap<NsName, NetworkPolicy>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for object in present.values().filter(|object| objects::is_generated(&object.metadata)) {
+        if let Some(source) = object.metadata.annotations.as_ref().and_then(|pairs| pairs.get(SOURCE)) {
+            *counts.entry(source.clone()).or_default() += 1;
+        }
+    }
+    counts
 }
 
 /// Returns what is wanted, and when that changes by itself.
 fn wanted(given: &Given) -> (BTreeMap<PolicyId, Wanted>, Option<u64>) {
-    let Given { view, owners, settings, how, now } = given;
-    let generator = Generator::new(view.cluster(), settings, how, *now);
-    let revisions: BTreeMap<&NsName, String> = view
-        .texts()
-        .filter_map(|(id, text, good)| {
-            Some((id, Sha256::of(good.or(text)?.as_bytes()).to_string()[..16].to_owned()))
-        })
-        .collect();
+    let Given { view, owners, settings, how, instance, present, foreign, now } = given;
     let mut wanted: BTreeMap<PolicyId, Wanted> = BTreeMap::new();
     let mut next = None;
-    for id in generator.policies() {
-        let made = generator.generate(id);
-        next = match (next, made.next) {
+    let mut soonest = |when: Option<u64>| {
+        next = match (next, when) {
             (Some(a), Some(b)) => Some(u64::min(a, b)),
             (a, b) => a.or(b),
         };
+    };
+    let Some(how) = how else {
+        for policy in
+            view.cluster().policies.values().filter(|policy| policy.id.kind == PolicyKind::ConfigMap)
+        {
+            let ends = policy.rules.iter().filter_map(|rule| rule.expires).filter(|end| end > now);
+            soonest(ends.min());
+            wanted.insert(policy.id.clone(), Wanted::default());
+        }
+        return (wanted, next);
+    };
+    let generator = Generator::new(view.cluster(), settings, how, *now);
+    let revisions: BTreeMap<&NsName, String> =
+        view.texts().filter_map(|(id, text, good)| Some((id, summary::revision(good.or(text)?)))).collect();
+    for id in generator.policies() {
+        let made = generator.generate(id);
+        soonest(made.next);
         let owner = owners.get(&id.id).map(|uid| OwnerReference {
             api_version: "v1".to_owned(),
             kind: "ConfigMap".to_owned(),
@@ -478,17 +628,63 @@ fn wanted(given: &Given) -> (BTreeMap<PolicyId, Wanted>, Option<u64>) {
             owner: Some(owner),
             losses: &made.losses,
         };
-        let too_many = made.objects.len() > MOST_OBJECTS;
-        // None at all isolates no pod: wider than the policy, never narrower.
-        let made_objects = made
-            .objects
-            .iter()
-            .filter(|_| !too_many)
-            .map(|object| objects::object(object, &origin))
-            .collect();
-        wanted.insert(id.clone(), Wanted { objects: made_objects, losses: made.losses, too_many });
+        let refused = if foreign.contains(&id.id.to_string()) {
+            Some(Refused::Foreign)
+        } else {
+            (made.objects.len() > MOST_OBJECTS).then_some(Refused::TooLarge)
+        };
+        let object = |object| {
+            let mut object = objects::object(object, &origin);
+            let annotations = object.metadata.annotations.get_or_insert_default();
+            annotations.insert(CONTROLLER.to_owned(), instance.clone());
+            object
+        };
+        let made_objects = made.objects.iter().filter(|_| refused.is_none()).map(object).collect();
+        wanted.insert(id.clone(), Wanted { objects: made_objects, losses: made.losses, refused });
     }
+    bound(&mut wanted, present);
     (wanted, next)
+}
+
+/// Refuses what is too much for a namespace. Those that have objects come first: a policy that comes takes no other's, and what is there
+/// is not taken away, which would open what it closes.
+fn bound(wanted: &mut BTreeMap<PolicyId, Wanted>, present: &BTreeMap<String, usize>) {
+    let has = |id: &PolicyId| present.get(&id.id.to_string()).copied().unwrap_or(0);
+    let mut namespaces: BTreeMap<String, Vec<PolicyId>> = BTreeMap::new();
+    for id in wanted.keys() {
+        namespaces.entry(id.id.namespace.clone()).or_default().push(id.clone());
+    }
+    for mut policies in namespaces.into_values() {
+        policies.sort_by_key(|id| has(id) == 0);
+        // What is there stays for certain.
+        let mut used: usize = policies.iter().map(has).sum();
+        for id in policies {
+            let policy = wanted.get_mut(&id).expect("it was just listed");
+            let grown = used - has(&id) + policy.objects.len();
+            if policy.refused.is_some() {
+                continue;
+            }
+            if grown > MOST_IN_NAMESPACE && policy.objects.len() > has(&id) {
+                policy.refused = Some(Refused::NamespaceFull);
+                policy.objects.clear();
+            } else {
+                used = grown;
+            }
+        }
+    }
+}
+
+/// An object as it was seen.
+#[derive(Clone, Debug)]
+struct Seen {
+    uid: Option<String>,
+    version: Option<String>,
+}
+
+impl Seen {
+    fn of(object: &NetworkPolicy) -> Self {
+        Self { uid: object.metadata.uid.clone(), version: object.metadata.resource_version.clone() }
+    }
 }
 
 /// Waits for one of them. Returns whether it went well; one that panicked did not.
@@ -506,52 +702,45 @@ struct Writer {
 }
 
 impl Writer {
-    async fn apply(&self, object: NetworkPolicy, is_present: bool) -> bool {
-        let object = &object;
-        let id = name(object);
+    /// Writes an object over what was seen, or where nothing was.
+    async fn apply(&self, mut object: NetworkPolicy, seen: Option<Seen>) -> bool {
+        let id = name(&object);
         let api = Api::<NetworkPolicy>::namespaced(self.client.clone(), &id.namespace);
         if self.lead.permit().is_err() {
             return false;
         }
-        if !is_present {
-            // One without our label is somebody else's, whatever its name.
-            match api.get_metadata_opt(&id.name).await {
-                Ok(None) => {}
-                Ok(Some(other)) if other.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1) => {}
-                Ok(Some(_)) => {
-                    self.counts.conflicts.fetch_add(1, Ordering::Relaxed);
-                    self.warn_owner(
-                        object,
-                        "NameTaken",
-                        &format!("NetworkPolicy {} is somebody else's and stays as it is", id.name),
-                    )
-                    .await;
-                    // Nothing is wrong with anything else, and nothing changes by trying again soon.
-                    return true;
-                }
-                Err(error) => return self.failed("reading", &id, &error),
+        let was_seen = seen.is_some();
+        match seen {
+            Some(Seen { uid, version }) => {
+                object.metadata.uid = uid;
+                object.metadata.resource_version = version;
             }
+            None => object.metadata.resource_version = Some(ABSENT.to_owned()),
         }
+        let object = &object;
         let mut params =
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let patch = Patch::Apply(object);
-        match api.patch(&id.name, &params, &patch).await {
+        let mut written = api.patch(&id.name, &params, &patch).await;
+        if let Err(kube::Error::Api(status)) = &written
+            && was_seen
+            && is_of_fields(status)
+        {
+            self.counts.conflicts.fetch_add(1, Ordering::Relaxed);
+            let note = format!(
+                "NetworkPolicy {} was changed by somebody else and is put right: {}",
+                id.name, status.message
+            );
+            self.warn_owner(object, "Overwritten", &note);
+            params.force = true;
+            written = api.patch(&id.name, &params, &patch).await;
+        }
+        match written {
             Ok(_) => {}
+            // It has changed, or is gone, since it was seen. The watch tells, and it is looked at again.
+            Err(kube::Error::Api(status)) if status.code == 409 && was_seen => return true,
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                self.counts.conflicts.fetch_add(1, Ordering::Relaxed);
-                self.warn_owner(
-                    object,
-                    "Overwritten",
-                    &format!(
-                        "NetworkPolicy {} was changed by somebody else and is put right: {}",
-                        id.name, status.message
-                    ),
-                )
-                .await;
-                params.force = true;
-                if let Err(error) = api.patch(&id.name, &params, &patch).await {
-                    return self.failed("writing", &id, &error);
-                }
+                return self.is_taken(&api, object, &id).await;
             }
             // The namespace is going, and takes everything with it.
             Err(kube::Error::Api(status)) if status.code == 404 || is_terminating(&status) => return true,
@@ -560,6 +749,21 @@ impl Writer {
         self.counts.written.fetch_add(1, Ordering::Relaxed);
         debug!(networkpolicy = %id, "written");
         true
+    }
+
+    /// Says that there is an object of that name that was not seen: somebody else's, or one that the watch is about to tell of.
+    async fn is_taken(&self, api: &Api<NetworkPolicy>, object: &NetworkPolicy, id: &NsName) -> bool {
+        match api.get_metadata_opt(&id.name).await {
+            Ok(Some(other)) if other.labels().get(MANAGED_BY.0).is_none_or(|by| by != MANAGED_BY.1) => {
+                self.counts.conflicts.fetch_add(1, Ordering::Relaxed);
+                let note = format!("NetworkPolicy {} is somebody else's and stays as it is", id.name);
+                self.warn_owner(object, "NameTaken", &note);
+                // Nothing is wrong with anything else, and nothing changes by trying again soon.
+                true
+            }
+            Ok(_) => true,
+            Err(error) => self.failed("reading", id, &error),
+        }
     }
 
     async fn delete(&self, object: NetworkPolicy) -> bool {
@@ -590,12 +794,12 @@ impl Writer {
         false
     }
 
-    async fn warn_owner(&self, object: &NetworkPolicy, reason: &str, note: &str) {
+    fn warn_owner(&self, object: &NetworkPolicy, reason: &str, note: &str) {
         let owner = object.metadata.owner_references.iter().flatten().next();
         let Some(owner) = owner else { return };
         let id = NsName::new(name(object).namespace, owner.name.clone());
         warn!(policy = %id, "{note}");
-        self.events.warn(&reference(&id, Some(&owner.uid)), reason, "Generate", note).await;
+        self.events.warn(&reference(&id, Some(&owner.uid)), reason, "Generate", note);
     }
 }
 
@@ -626,7 +830,24 @@ fn reference(id: &NsName, uid: Option<&str>) -> ObjectReference {
     }
 }
 
-fn is_terminating(status: &kube::core::Status) -> bool {
+/// Whether it was a controller that has applied an annotation, and not somebody who would have its object left alone.
+fn is_applied(metadata: &ObjectMeta, annotation: &str) -> bool {
+    metadata.managed_fields.iter().flatten().any(|entry| {
+        let of = entry.fields_v1.as_ref();
+        let field = of.map(|fields| &fields.0["f:metadata"]["f:annotations"][format!("f:{annotation}")]);
+        entry.manager.as_deref() == Some(FIELD_MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && field.is_some_and(|field| !field.is_null())
+    })
+}
+
+/// Whether a conflict is about fields that another manager has, and not about the version.
+fn is_of_fields(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 409 && causes.into_iter().any(|cause| cause.reason == "FieldManagerConflict")
+}
+
+pub(super) fn is_terminating(status: &kube::core::Status) -> bool {
     status.code == 403 && status.message.contains("being terminated")
 }
 
@@ -636,7 +857,8 @@ fn differs(present: &NetworkPolicy, wanted: &NetworkPolicy) -> bool {
     let (have, want) = (labels(present), labels(wanted));
     let own = |object: &NetworkPolicy| -> BTreeMap<String, String> {
         let all = object.metadata.annotations.clone().unwrap_or_default();
-        all.into_iter().filter(|(key, _)| [SOURCE, SOURCE_REVISION, LOSSES].contains(&key.as_str())).collect()
+        let ours = [SOURCE, SOURCE_REVISION, LOSSES, CONTROLLER];
+        all.into_iter().filter(|(key, _)| ours.contains(&key.as_str())).collect()
     };
     let owners = |object: &NetworkPolicy| -> BTreeSet<String> {
         object.metadata.owner_references.iter().flatten().map(|owner| owner.uid.clone()).collect()
@@ -662,7 +884,7 @@ struct Lists {
 }
 
 /// A list that is under way, of what is kept of each object.
-struct List<T> {
+pub(super) struct List<T> {
     listing: Option<BTreeMap<NsName, T>>,
     failing: bool,
 }
@@ -675,7 +897,7 @@ impl<T> Default for List<T> {
 
 impl<T: PartialEq> List<T> {
     /// Takes what a watch says into what is known. Returns whether that has changed.
-    fn take<K: kube::ResourceExt>(
+    pub(super) fn take<K: kube::ResourceExt>(
         &mut self,
         event: Result<Event<K>, watcher::Error>,
         known: &mut Option<BTreeMap<NsName, T>>,
@@ -722,5 +944,66 @@ impl<T: PartialEq> List<T> {
             }
             Event::Delete(object) => known.as_mut().is_some_and(|known| known.remove(&id(&object)).is_some()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> PolicyId {
+        PolicyId { kind: PolicyKind::ConfigMap, id: NsName::new("shop", name) }
+    }
+
+    fn wanted(count: usize) -> Wanted {
+        Wanted { objects: vec![NetworkPolicy::default(); count], ..Wanted::default() }
+    }
+
+    fn refused(wanted: &BTreeMap<PolicyId, Wanted>) -> Vec<&str> {
+        let refused = wanted.iter().filter(|(_, wanted)| wanted.refused == Some(Refused::NamespaceFull));
+        refused.map(|(id, _)| id.id.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_namespace_has_a_bounded_number_of_objects_and_a_new_policy_takes_no_others() {
+        let mut all: BTreeMap<PolicyId, Wanted> =
+            (10..80).map(|number| (id(&format!("policy-{number}")), wanted(MOST_OBJECTS))).collect();
+        let elsewhere = PolicyId { kind: PolicyKind::ConfigMap, id: NsName::new("other", "a") };
+        all.insert(elsewhere.clone(), wanted(MOST_OBJECTS));
+        bound(&mut all, &BTreeMap::new());
+        assert_eq!(
+            refused(&all),
+            ["policy-74", "policy-75", "policy-76", "policy-77", "policy-78", "policy-79"],
+            "64 times 16 fit"
+        );
+        assert_eq!(all[&elsewhere].objects.len(), MOST_OBJECTS, "another namespace has its own");
+        assert!(all[&id("policy-74")].objects.is_empty(), "all of a policy, or nothing");
+
+        // Those that have objects keep them, whatever comes before them in the alphabet.
+        let mut all: BTreeMap<PolicyId, Wanted> =
+            (10..80).map(|number| (id(&format!("policy-{number}")), wanted(MOST_OBJECTS))).collect();
+        let present: BTreeMap<String, usize> =
+            (20..80).map(|number| (format!("shop/policy-{number}"), MOST_OBJECTS)).collect();
+        bound(&mut all, &present);
+        assert_eq!(
+            refused(&all),
+            ["policy-14", "policy-15", "policy-16", "policy-17", "policy-18", "policy-19"]
+        );
+
+        // One that would grow keeps what it has; one that shrinks makes room.
+        let mut all =
+            BTreeMap::from([(id("grows"), wanted(16)), (id("shrinks"), wanted(1)), (id("new"), wanted(9))]);
+        let present = BTreeMap::from([
+            ("shop/grows".to_owned(), 1),
+            ("shop/shrinks".to_owned(), 10),
+            ("shop/gone".to_owned(), 5000),
+        ]);
+        bound(&mut all, &present);
+        assert_eq!(refused(&all), Vec::<&str>::new(), "what is about to be deleted takes no room");
+        let mut all =
+            BTreeMap::from([(id("a"), wanted(900)), (id("b"), wanted(128)), (id("c"), wanted(100))]);
+        let present = BTreeMap::from([("shop/a".to_owned(), 900), ("shop/b".to_owned(), 100)]);
+        bound(&mut all, &present);
+        assert_eq!(refused(&all), ["b", "c"], "what b has stays, so there is no room for c");
     }
 }

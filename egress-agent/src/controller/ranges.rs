@@ -19,9 +19,13 @@ use kube::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{Lead, NotLeading, events::Events, lease::FIELD_MANAGER};
+use super::{Lead, Means, NotLeading, events::Events, lease::FIELD_MANAGER};
 use crate::{
-    k8s::published::{self, LABEL, Parts, Published},
+    k8s::{
+        published::{self, LABEL, Parts, Published},
+        summary::plain,
+    },
+    overview::CONTROLLER,
     ranges::{
         accept::{self, Delta},
         cache::Cached,
@@ -51,6 +55,8 @@ pub struct Options {
     pub every: Duration,
     /// What looks like an accident.
     pub limits: accept::Limits,
+    /// Which controller this is, in the annotation of what it writes.
+    pub instance: String,
 }
 
 /// What is counted of one provider.
@@ -81,6 +87,11 @@ enum Trouble {
     Api { what: &'static str, source: Box<kube::Error> },
     #[error(transparent)]
     NotLeading(#[from] NotLeading),
+    #[error(
+        "the ranges here are published by controller {0:?}, as their annotation {CONTROLLER} says; end one of the two, or give this one the \
+         name of the other with --instance"
+    )]
+    Foreign(String),
     #[error("what is published cannot be replaced before it is known: {0}")]
     Unknown(String),
 }
@@ -111,13 +122,13 @@ impl Follower {
         source: Arc<Source>,
         options: Options,
         fetcher: Option<Fetcher>,
-        lead: Lead,
+        means: &Means,
         counts: Arc<Counts>,
-        clock: super::Clock,
     ) -> Self {
+        let Means { lead, events, clock } = means.clone();
         Self {
             maps: Api::namespaced(client.clone(), &options.namespace),
-            events: Events::new(client.clone()),
+            events,
             source,
             options,
             fetcher,
@@ -144,7 +155,7 @@ impl Follower {
                 }
                 Err(trouble) => {
                     failures += 1;
-                    self.tell(&trouble).await;
+                    self.tell(&trouble);
                     match &trouble {
                         Trouble::Refresh(RefreshError::Fetch { source: error, .. }) => {
                             #[expect(
@@ -168,11 +179,12 @@ impl Follower {
         }
     }
 
-    async fn tell(&mut self, trouble: &Trouble) {
+    fn tell(&mut self, trouble: &Trouble) {
         let provider = self.source.provider.name();
         let (count, reason) = match trouble {
             Trouble::Refresh(RefreshError::Refused(_)) => (&self.counts.refused, Some("RangesRefused")),
             Trouble::Refresh(RefreshError::Parse(_)) => (&self.counts.failed, Some("RangesUnreadable")),
+            Trouble::Foreign(_) => (&self.counts.refused, Some("AnotherController")),
             _ => (&self.counts.failed, None),
         };
         count.fetch_add(1, Ordering::Relaxed);
@@ -182,7 +194,7 @@ impl Follower {
         }
         warn!(provider, error = text, "the ranges could not be brought up to date");
         if let Some(reason) = reason {
-            self.events.warn(&self.head_reference(), reason, "Refresh", &text).await;
+            self.events.warn(&self.head_reference(), reason, "Refresh", &text);
         }
         self.told = text;
     }
@@ -265,6 +277,12 @@ impl Follower {
         let provider = self.source.provider.name();
         let params = ListParams::default().labels(&format!("{LABEL}={provider}"));
         let list = self.maps.list(&params).await.map_err(api("reading what is published"))?;
+        let head = published::head_name(provider);
+        let heads = list.items.iter().filter(|object| object.metadata.name.as_deref() == Some(&head));
+        let of = heads.filter_map(|head| head.metadata.annotations.as_ref()?.get(CONTROLLER)).next();
+        if let Some(other) = of.filter(|of| **of != self.options.instance) {
+            return Err(Trouble::Foreign(plain(other, 300)));
+        }
         let names = list.items.iter().filter_map(|object| object.metadata.name.clone()).collect();
         if self.current.is_some() {
             return Ok(names);
@@ -316,7 +334,8 @@ impl Follower {
             wanted.insert(name);
         }
         self.lead.permit()?;
-        let head = published::head_object(&publication.head);
+        let mut head = published::head_object(&publication.head);
+        head.metadata.annotations = Some([(CONTROLLER.to_owned(), self.options.instance.clone())].into());
         let name = published::head_name(provider);
         self.maps.patch(&name, &params, &Patch::Apply(&head)).await.map_err(api("writing the head"))?;
         self.counts.published.fetch_add(1, Ordering::Relaxed);
@@ -331,7 +350,7 @@ impl Follower {
             "ranges were published"
         );
         let note = format!("Revision {}: {delta}", publication.head.revision);
-        self.events.tell(&self.head_reference(), "RangesPublished", "Refresh", &note).await;
+        self.events.tell(&self.head_reference(), "RangesPublished", "Refresh", &note);
         if let Some(before) = &self.present {
             wanted.extend(before.chunks.keys().map(|hash| published::chunk_name(provider, *hash)));
         }

@@ -22,6 +22,8 @@ pub const LABEL: &str = "egress-agent.dev/ranges";
 pub const HEAD_KEY: &str = "head.json";
 /// Where a chunk is.
 pub const CHUNK_KEY: &str = "chunk";
+/// How far the clock of whoever publishes may be ahead, in seconds.
+const SKEW: u64 = 3600;
 /// Where custom services are.
 pub const CUSTOM_KEY: &str = "services.json";
 
@@ -103,6 +105,35 @@ impl Published {
             Self::Table { table, .. } => Some(table.revision()),
             Self::Custom { .. } => None,
         }
+    }
+
+    /// Returns why it may not take the place of `before`: it is older. `now` is in seconds since the epoch.
+    ///
+    /// A publication is older if it was made no later than the one before and the provider's own number, where it has one that grows, is
+    /// smaller. So an old object that somebody restores changes nothing, and what is published anew counts whatever number the provider
+    /// gives it: one that is far too high locks out nothing. A time of making that has not come yet is not believed, and then what is
+    /// published counts.
+    #[must_use]
+    pub fn is_older(&self, before: &Self, now: u64) -> Option<String> {
+        let (Self::Table { created, table, .. }, Self::Table { created: then, table: old, .. }) =
+            (self, before)
+        else {
+            return None;
+        };
+        if *then > now.saturating_add(SKEW) {
+            return None;
+        }
+        let older = match (table.revision(), old.revision()) {
+            (Revision::Published(number), Revision::Published(before)) => number < before && created <= then,
+            _ => created < then,
+        };
+        older.then(|| {
+            format!(
+                "revision {}, made at second {created}, is older than revision {}, made at second {then}, which stays in force",
+                table.revision(),
+                old.revision()
+            )
+        })
     }
 
     /// Returns when it was made, in seconds since the epoch.
@@ -277,6 +308,44 @@ mod tests {
         parts.remove("mine");
         enter(&parts, &mut ranges);
         assert!(ranges.custom().is_empty());
+    }
+
+    fn made(revision: Option<u64>, service: &str, created: u64) -> Published {
+        let mut builder = crate::policy::ranges::Builder::new();
+        let row = crate::policy::ranges::Row {
+            service,
+            region: "us-east-1",
+            network_border_group: "us-east-1",
+            wider: "",
+            cidr: "52.94.0.0/24".parse().expect("a literal prefix"),
+        };
+        builder.push(row).expect("it can be published");
+        let publication = publish::encode("aws", &builder.finish(revision), created).expect("it is small");
+        of_publication(publication).expect("it was just made")
+    }
+
+    #[test]
+    fn what_was_published_before_does_not_come_back() {
+        let now = 1_800_000_000;
+        let older = |new: &Published, before: &Published| new.is_older(before, now).is_some();
+        let (day, next) = (now - 86_400, now - 86_000);
+        let before = made(Some(200), "S3", next);
+        assert!(older(&made(Some(100), "S3", day), &before), "an object of yesterday");
+        assert!(older(&made(Some(100), "S3", next), &before));
+        assert!(!older(&made(Some(200), "S3", next), &before), "the same");
+        assert!(!older(&made(Some(300), "S3", day), &before), "the clock of the controller was set back");
+        assert!(!older(&made(Some(100), "S3", next + 1), &before), "somebody went back to it on purpose");
+        // A number that is far too high, and then the right one again.
+        let far = made(Some(u64::MAX), "S3", next);
+        assert!(!older(&made(Some(201), "S3", next + 1), &far), "it locks out nothing");
+        // Nor does a time that has not come yet.
+        let later = made(Some(u64::MAX), "S3", now + 10 * SKEW);
+        assert!(!older(&made(Some(201), "S3", now), &later));
+        // Without a number of the provider's, the time decides.
+        assert!(older(&made(None, "S3", day), &made(None, "EC2", next)));
+        assert!(!older(&made(None, "S3", next + 1), &made(None, "EC2", next)));
+        let custom = Published::Custom { services: Custom::default(), texts: [].into() };
+        assert!(!older(&custom, &before) && !older(&before, &custom), "those are taken back as they like");
     }
 
     #[test]

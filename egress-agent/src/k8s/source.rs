@@ -237,6 +237,8 @@ pub struct KubeSource {
     rejected: BTreeMap<(Subject, String), String>,
     /// What is in force of published ranges.
     published: BTreeMap<String, Published>,
+    /// Why what is published now is not, by provider.
+    older: BTreeMap<String, String>,
     /// Of which providers that was not asked for yet.
     unkept: BTreeSet<String>,
     /// The lengths of policies.
@@ -272,6 +274,7 @@ impl KubeSource {
             shadowed: BTreeMap::new(),
             rejected: BTreeMap::new(),
             published: BTreeMap::new(),
+            older: BTreeMap::new(),
             unkept: BTreeSet::new(),
             lengths: Texts::default(),
             listed_again: None,
@@ -531,7 +534,11 @@ impl KubeSource {
                 .failed
                 .as_ref()
                 .filter(|(at, _)| at.elapsed() < FAILING || !watch.synced)
-                .map(|(_, reason)| reason.clone()),
+                .map(|(_, reason)| reason.clone())
+                .or_else(|| match subject {
+                    Subject::Ranges(provider) => self.older.get(provider).cloned(),
+                    _ => None,
+                }),
         };
         self.watches.iter().map(status).collect()
     }
@@ -554,10 +561,17 @@ impl KubeSource {
         self.failures
     }
 
-    /// Takes what is published of a provider's ranges. What is gone stays in force until this process ends: somebody may only be
+    /// Takes what is published of a provider's ranges, unless it is older than what is in force. What is gone stays in force until this process ends: somebody may only be
     /// about to publish anew.
     fn publish(&mut self, provider: &str, published: Option<Box<Published>>, index: &mut Index) -> Change {
         let Some(published) = published else { return Change::NONE };
+        let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
+        let before = self.published.get(provider);
+        if let Some(why) = before.and_then(|before| published.is_older(before, now)) {
+            self.older.insert(provider.to_owned(), why);
+            return Change::NONE;
+        }
+        self.older.remove(provider);
         let mut ranges = index.ranges().clone();
         published.enter(provider, &mut ranges);
         self.unkept.insert(provider.to_owned());

@@ -19,6 +19,8 @@ use crate::{
 
 /// The label of every summary.
 pub const LABEL: (&str, &str) = ("egress-agent.dev/summary", "node");
+/// The namespace that agents ship with.
+pub const NAMESPACE: &str = "egress-agent";
 /// Where the summary is.
 pub const KEY: &str = "summary.json";
 /// The field manager of an agent.

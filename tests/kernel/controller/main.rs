@@ -3,6 +3,7 @@
 mod lease;
 mod policies;
 mod ranges;
+mod reports;
 mod startup;
 
 use std::{io::Write as _, pin::Pin};
@@ -19,6 +20,10 @@ const CASES: &[(&str, Case)] = &[
     ("the server fails", |server| Box::pin(lease::faults(server))),
     ("ranges are published", |server| Box::pin(ranges::publication(server))),
     ("policies become objects", |server| Box::pin(policies::follow(server))),
+    ("two installations and one policy", |server| Box::pin(policies::two(server))),
+    ("two installations and one namespace", |server| Box::pin(ranges::another(server))),
+    ("people ask for the status of a cluster", |server| Box::pin(reports::asked(server))),
+    ("reports are written", |server| Box::pin(reports::written(server))),
     ("a thousand policies", |server| Box::pin(policies::many(server))),
     ("new nodes wait for their agent", |server| Box::pin(startup::taints(server))),
     ("another one takes the work over", |server| Box::pin(ranges::takeover(server))),

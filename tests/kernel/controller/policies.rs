@@ -14,7 +14,7 @@ fn network_policy(namespace: &str, name: &str) -> Value {
     })
 }
 
-fn config_map(namespace: &str, name: &str, policy: &Value) -> Value {
+pub(crate) fn config_map(namespace: &str, name: &str, policy: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "namespace": namespace, "name": name, "labels": { "egress-controller": "managed" } },
@@ -22,11 +22,11 @@ fn config_map(namespace: &str, name: &str, policy: &Value) -> Value {
     })
 }
 
-fn allow(destinations: &[Value]) -> Value {
+pub(crate) fn allow(destinations: &[Value]) -> Value {
     json!({ "defaultAction": "deny", "clusterDns": false, "allowedDestinations": destinations })
 }
 
-fn cidr(cidr: &str) -> Value {
+pub(crate) fn cidr(cidr: &str) -> Value {
     json!({ "name": "one", "cidr": cidr, "ports": [443] })
 }
 
@@ -82,6 +82,18 @@ pub(crate) async fn follow(server: &Server) {
     server.merge(&network_policy(tenant, "egress-web"), &open).expect("it is taken");
     until("it is put right", || {
         get("egress-web").is_some_and(|object| blocks(&object) == ["203.0.113.0/24"])
+    });
+
+    // It is put right, too, where they say that it is another controller's.
+    let theirs = json!({
+        "metadata": { "annotations": { "egress-agent.dev/controller": "a/b" } }, "spec": { "egress": [{}] },
+    });
+    server.merge(&network_policy(tenant, "egress-web"), &theirs).expect("it is taken");
+    until("it is put right again", || {
+        get("egress-web").is_some_and(|object| {
+            object["metadata"]["annotations"]["egress-agent.dev/controller"] != "a/b"
+                && blocks(&object) == ["203.0.113.0/24"]
+        })
     });
 
     // One that allows nothing is opened by somebody.
@@ -149,6 +161,56 @@ pub(crate) async fn follow(server: &Server) {
         assert!(events.contains(&format!("\"reason\":\"{reason}\"")), "{reason}: {events}");
     }
     assert!(fs::exists(scene.file()).expect("it can be asked"));
+}
+
+/// Of two controllers that do not know of each other, the second leaves alone what the first has made, and says so.
+pub(crate) async fn two(server: &Server) {
+    let first = Scene::new(server, "generate-first");
+    let second = Scene::new(server, "generate-second");
+    let tenant = "generate-twice";
+    server.namespace(tenant, &[]).expect("a namespace can be made");
+    let get = |name: &str| server.get(&network_policy(tenant, name)).ok();
+    for scene in [&first, &second] {
+        scene.provide(100, &[("192.0.2.0/24", "us-east-1")]);
+    }
+    let one = first.start("one", &[]);
+    server.put(&config_map(tenant, "web", &allow(&[cidr("198.51.100.0/24")]))).expect("it is taken");
+    until("the first has made it", || get("egress-web").is_some());
+    let object = get("egress-web").expect("it is there");
+    assert_eq!(
+        object["metadata"]["annotations"]["egress-agent.dev/controller"],
+        "generate-first/egress-controller"
+    );
+    let two = second.start("two", &["--inexpressible", "skip"]);
+    until("the second counts what it leaves alone", || two.sum("egress_generated_refused", &[]) >= 1.0);
+    let path = format!("/apis/events.k8s.io/v1/namespaces/{tenant}/events");
+    let events = || {
+        server.request("GET", &path, "application/json", &Value::Null).expect("they are listed").to_string()
+    };
+    until("it is told", || events().contains("\"reason\":\"AnotherController\""));
+    server.put(&config_map(tenant, "web", &allow(&[cidr("192.0.2.0/24")]))).expect("it is taken");
+    until("the first goes on", || {
+        get("egress-web").is_some_and(|object| blocks(&object) == ["192.0.2.0/24"])
+    });
+    // What is new is whoever's is first; then it stays theirs.
+    let version = |name: &str| get(name).map(|object| object["metadata"]["resourceVersion"].clone());
+    server.put(&config_map(tenant, "more", &allow(&[cidr("198.51.100.0/24")]))).expect("it is taken");
+    until("it is there", || get("egress-more").is_some());
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let before = (version("egress-web"), version("egress-more"));
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_eq!((version("egress-web"), version("egress-more")), before, "nobody fights");
+    assert!(two.sum("egress_generated_writes_total", &[("result", "deleted")]) == 0.0);
+    // With the other's name, it goes on with what there is.
+    one.end(&first.keeper);
+    two.end(&second.keeper);
+    let three = second.start("three", &["--instance", "generate-first/egress-controller"]);
+    server.put(&config_map(tenant, "web", &allow(&[cidr("203.0.113.0/24")]))).expect("it is taken");
+    until("the one in its place goes on", || {
+        get("egress-web").is_some_and(|object| blocks(&object) == ["203.0.113.0/24"])
+    });
+    three.end(&second.keeper);
+    server.remove_namespace(tenant).expect("it can be removed");
 }
 
 /// A thousand policies at once.

@@ -233,6 +233,30 @@ pub(crate) async fn publication(server: &Server) {
     two.end(&scene.keeper);
 }
 
+/// Of two installations in one namespace, the second publishes nothing over what the first has.
+pub(crate) async fn another(server: &Server) {
+    let scene = Scene::new(server, "ranges-another");
+    scene.provide(100, &MANY);
+    let one = scene.start("one", &[]);
+    until("it is published", || scene.revision() == Some(100));
+    let two = scene.start("two", &["--lease", "another"]);
+    until("the second says why it does not publish", || {
+        two.says("published by controller \\\"ranges-another/egress-controller\\\"")
+            || two.says("published by controller \"ranges-another/egress-controller\"")
+    });
+    let refused =
+        || two.sum("egress_cloud_ranges_refreshes_total", &[("provider", "aws"), ("result", "refused")]);
+    assert!(refused() >= 1.0);
+    scene.provide(200, &MANY[..2]);
+    until("the first goes on", || scene.revision() == Some(200));
+    assert_eq!(
+        two.sum("egress_cloud_ranges_refreshes_total", &[("provider", "aws"), ("result", "published")]),
+        0.0
+    );
+    one.end(&scene.keeper);
+    two.end(&scene.keeper);
+}
+
 /// Of two, one works; when it is killed, the other does.
 pub(crate) async fn takeover(server: &Server) {
     let scene = Scene::new(server, "ranges-takeover");

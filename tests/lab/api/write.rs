@@ -386,6 +386,14 @@ pub(super) fn apply(store: &mut Store, mut target: Target, value: Value, manner:
         if target.subresource.is_some() {
             return Err(target.missing());
         }
+        if let Some(uid) = applied.pointer("/metadata/uid").and_then(Value::as_str) {
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
+            return Err(Failure::conflict(target.kind, &target.name, &why));
+        }
+        // A version says what must not have changed; where nothing is, nothing has.
+        metadata(&mut applied).remove("resourceVersion");
         let begun = begun(store, &mut target.clone(), shaped(&mut target, applied.clone())?)?;
         let mut value = apply::apply(target.kind, &target.name, &begun, &applied, &manager, true, &now())?;
         let shaped = shaped(&mut target, value.clone())?;

@@ -1,0 +1,214 @@
+use serde_json::{Value, json};
+
+use super::{
+    report::{self, Dialect},
+    *,
+};
+use crate::policy::finding::Severity;
+
+const NOW: u64 = 1_800_000_000;
+const GOOD: &str = "1111111111111111";
+const OLD: &str = "2222222222222222";
+
+fn facts(name: &str) -> Facts {
+    Facts {
+        uid: Some("u-1".to_owned()),
+        written: Some(GOOD.to_owned()),
+        accepted: Some(GOOD.to_owned()),
+        generated: Some(Objects { count: 1, ..Objects::default() }),
+        ..Facts::new(NsName::new("shop", name), InForce::Current, None, &[], NOW)
+    }
+}
+
+fn rejected(name: &str) -> Facts {
+    let finding = Finding {
+        severity: Severity::Error,
+        path: String::new(),
+        line: 0,
+        column: 0,
+        message: "Missing field: name".to_owned(),
+        hint: None,
+        rule: None,
+    };
+    Facts {
+        written: Some(GOOD.to_owned()),
+        ..Facts::new(NsName::new("shop", name), InForce::Nothing, None, &[finding], NOW)
+    }
+}
+
+/// A policy, its revision, its pods, and how many of them are behind.
+type Told<'a> = (&'a str, &'a str, u32, u32);
+
+fn nodes(told: &[(&str, &[Told<'_>])]) -> Nodes {
+    let summary = |policies: &[Told<'_>]| Summary {
+        version: "0.1.0".to_owned(),
+        written: NOW - 60,
+        ready: true,
+        policies: policies
+            .iter()
+            .map(|(policy, revision, pods, behind)| {
+                let held = Held { revision: (*revision).to_owned(), pods: *pods, behind: *behind };
+                ((*policy).to_owned(), held)
+            })
+            .collect(),
+        ..Summary::default()
+    };
+    let summaries = told.iter().map(|(node, policies)| ((*node).to_owned(), summary(policies)));
+    Nodes { summaries: summaries.collect(), all: None }
+}
+
+fn one(facts: Facts, nodes: &Nodes) -> PolicyStatus {
+    overview(&[facts], Some(nodes), NOW).policies.remove(0)
+}
+
+#[test]
+fn a_policy_is_in_force_where_all_its_nodes_say_so() {
+    let told = nodes(&[
+        ("a", &[("shop/web", GOOD, 3, 0)]),
+        ("b", &[("shop/web", GOOD, 2, 0), ("shop/other", OLD, 1, 0)]),
+        ("c", &[]),
+    ]);
+    let status = one(facts("web"), &told);
+    assert_eq!(status.state, State::InForce);
+    assert_eq!((status.nodes.enforcing, status.nodes.selected, status.pods), (2, 2, 5), "c has no pod of it");
+    assert_eq!(one(facts("third"), &told).state, State::Unused);
+    assert_eq!(one(facts("web"), &nodes(&[])).state, State::Unknown);
+    assert!(overview(&[facts("web")], Some(&told), NOW).is_good());
+}
+
+#[test]
+fn each_node_that_does_not_enforce_is_counted_for_its_reason() {
+    let mut told = nodes(&[
+        ("a", &[("shop/web", GOOD, 3, 0)]),
+        ("b", &[("shop/web", OLD, 1, 0)]),
+        ("c", &[("shop/web", GOOD, 4, 1)]),
+        ("d", &[("shop/web", "", 1, 0)]),
+        ("e", &[("shop/web", GOOD, 1, 0)]),
+    ]);
+    let edit = |told: &mut Nodes, node: &str, edit: &dyn Fn(&mut Summary)| {
+        edit(told.summaries.get_mut(node).expect("it is there"));
+    };
+    edit(&mut told, "e", &|summary| summary.written = NOW - SILENT);
+    edit(&mut told, "c", &|summary| summary.reasons = vec!["map RULES is full".to_owned()]);
+    let status = one(facts("web"), &told);
+    assert_eq!(status.state, State::Partly);
+    let counts = NodeCounts { selected: 5, enforcing: 1, other: 2, behind: 1, silent: 1 };
+    assert_eq!(status.nodes, counts);
+    assert_eq!((status.pods, status.pods_behind), (10, 1));
+    assert_eq!(
+        status.reasons,
+        [
+            "node b has revision 2222222222222222",
+            "node c has it for 3 of 4 pods: map RULES is full",
+            "node d knows no valid version",
+            "and 1 more nodes",
+        ]
+    );
+    // A clock that is ahead is no silence.
+    edit(&mut told, "e", &|summary| summary.written = NOW + 100_000);
+    assert_eq!(one(facts("web"), &told).nodes.silent, 0);
+}
+
+#[test]
+fn a_policy_that_is_not_valid_says_what_holds() {
+    let none = nodes(&[("a", &[("shop/web", "", 1, 0)])]);
+    let status = one(rejected("web"), &none);
+    assert_eq!(status.state, State::Rejected);
+    assert_eq!(status.reasons, ["it is not valid: Missing field: name"]);
+    // Nodes know more than who asks.
+    let older = nodes(&[("a", &[("shop/web", OLD, 1, 0)])]);
+    assert_eq!(one(rejected("web"), &older).state, State::Earlier);
+    let known = Facts { in_force: InForce::Earlier, accepted: Some(OLD.to_owned()), ..rejected("web") };
+    let status = one(known, &older);
+    assert_eq!((status.state, status.nodes.enforcing), (State::Earlier, 1));
+    assert!(!overview(&[rejected("web")], Some(&older), NOW).is_good());
+}
+
+#[test]
+fn nodes_are_counted_by_how_they_do() {
+    let mut told = nodes(&[("a", &[]), ("b", &[]), ("c", &[])]);
+    told.all = Some(["a", "b", "c", "d"].map(str::to_owned).into());
+    let b = told.summaries.get_mut("b").expect("it is there");
+    (b.ready, b.reasons) = (false, vec!["capacity: no room".to_owned()]);
+    told.summaries.get_mut("c").expect("it is there").written = NOW - 3600;
+    let seen = overview(&[], Some(&told), NOW).nodes.expect("they were asked");
+    assert_eq!((seen.told, seen.ready, seen.not_ready, seen.silent, seen.missing), (3, 1, 1, 1, Some(1)));
+    assert_eq!(
+        seen.reasons,
+        [
+            "node b is not ready: capacity: no room",
+            "node c has told nothing for 60 minutes",
+            "node d tells nothing"
+        ]
+    );
+    assert!(!seen.is_good());
+    assert_eq!(overview(&[], None, NOW).nodes, None, "who may not ask, does not know");
+}
+
+fn object(facts: &[Facts], dialect: Dialect, before: Option<&Value>, at: u64) -> Value {
+    let told = nodes(&[("a", &[("shop/web", GOOD, 3, 0)])]);
+    let overview = overview(facts, Some(&told), NOW);
+    let reports = report::reports(&overview);
+    assert_eq!(reports.len(), 1);
+    reports["shop"].object(dialect, "shop", "egress-controller/egress-controller", before, at)
+}
+
+#[test]
+fn both_dialects_say_the_same() {
+    let all = [facts("web"), rejected("broken")];
+    let old = object(&all, Dialect::PolicyReport, None, 7);
+    assert_eq!(old["apiVersion"], "wgpolicyk8s.io/v1alpha2");
+    assert_eq!(old["kind"], "PolicyReport");
+    assert_eq!(old["summary"], json!({ "pass": 1, "fail": 2, "warn": 0, "error": 0, "skip": 0 }));
+    assert_eq!(
+        old["results"][2],
+        json!({
+            "source": "egress-agent", "policy": "web", "rule": "in-force", "category": "Egress", "result": "pass",
+            "severity": "info", "scored": true, "message": "Every node that should enforces it.",
+            "resources": [{ "apiVersion": "v1", "kind": "ConfigMap", "namespace": "shop", "name": "web", "uid": "u-1" }],
+            "properties": {
+                "mode": "enforce", "revision": GOOD, "nodes": "1 of 1", "pods": "3", "networkPolicies": "1", "losses": "0",
+            },
+            "timestamp": { "seconds": 7, "nanos": 0 },
+        })
+    );
+    assert_eq!(old["results"][0]["result"], "fail", "what is bad comes first");
+    let new = object(&all, Dialect::OpenReports, None, 7);
+    assert_eq!((&new["apiVersion"], &new["kind"]), (&json!("openreports.io/v1alpha1"), &json!("Report")));
+    assert_eq!((&new["results"], &new["summary"]), (&old["results"], &old["summary"]));
+    assert!(old.get("configuration").is_none() && new["configuration"]["limits"]["maxResults"].is_u64());
+}
+
+#[test]
+fn a_result_keeps_its_time_while_it_stays() {
+    let first = object(&[facts("web"), rejected("broken")], Dialect::OpenReports, None, 7);
+    let same = object(&[facts("web"), rejected("broken")], Dialect::OpenReports, Some(&first), 9);
+    assert!(report::says_the_same(&first, &same));
+    let next = object(&[facts("web"), facts("broken")], Dialect::OpenReports, Some(&first), 9);
+    assert!(!report::says_the_same(&first, &next));
+    let since = |object: &Value, policy: &str| {
+        let results = object["results"].as_array().expect("a list");
+        results.iter().find(|result| result["policy"] == policy).expect("it is there")["timestamp"]["seconds"]
+            .clone()
+    };
+    assert_eq!((since(&next, "web"), since(&next, "broken")), (json!(7), json!(9)));
+}
+
+#[test]
+fn a_report_is_bounded_and_says_so() {
+    let named = vec!["x".repeat(1000); 3];
+    let many: Vec<Facts> = (0..3000)
+        .map(|number| Facts {
+            generated: Some(Objects { count: 1, losses: 5, named: named.clone(), refused: None }),
+            ..facts(&format!("policy-{number}"))
+        })
+        .collect();
+    let object = object(&many, Dialect::PolicyReport, None, 7);
+    let results = object["results"].as_array().expect("a list");
+    assert!(results.len() <= 501, "{}", results.len());
+    assert!(object.to_string().len() < 700 << 10, "{}", object.to_string().len());
+    let last = results.last().expect("there are some");
+    assert_eq!(last["message"], format!("and {} more results", 6000 - (results.len() - 1)));
+    assert_eq!(object["summary"]["warn"], 3000, "the sum counts all");
+    assert_eq!(results[0]["result"], "warn", "what is bad comes first");
+}
