@@ -180,7 +180,7 @@ fn a_new_revision_reaches_all_pods_of_a_node() {
     });
     scene.double().load(policies).expect("the double takes them");
     let now = u64::try_from(jiff::Timestamp::now().as_second()).expect("it is after 1970");
-    let ec2 = ("10.77.0.0/24", "EC2");
+    let ec2 = ("203.0.113.0/24", "EC2");
     let first = file(&[("192.0.2.0/24", "S3"), ec2], now);
     let rows = first["prefixes"].as_array().map_or(0, Vec::len);
     publish(&here, now, &first).iter().for_each(|object| drop(scene.put(object)));
