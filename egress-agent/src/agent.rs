@@ -107,6 +107,8 @@ pub struct Config {
     pub strict: bool,
     /// Whether calls are refused early.
     pub connect_hooks: bool,
+    /// Whether every policy counts as one in audit mode.
+    pub audit: bool,
     /// What policies are compiled with.
     pub settings: Settings,
     /// Map sizes.
@@ -631,6 +633,8 @@ impl Node {
             SourceConfig::Directory(_) => Index::new,
             SourceConfig::Kube { .. } => Index::for_pods_here,
         };
+        let index = index(read_policy);
+        let index = if config.audit { index.auditing() } else { index };
         let mut node = Self {
             strict: config.strict,
             ranges: Files::new(&config.ranges_files)?,
@@ -640,7 +644,7 @@ impl Node {
             engine,
             started: clock::wall_seconds_and_fraction().0,
             cache: compile::Cache::default(),
-            index: index(read_policy),
+            index,
             source: Source::Directory(DirectorySource::new(directory)),
             cgroups: BTreeMap::new(),
             pods: BTreeMap::new(),

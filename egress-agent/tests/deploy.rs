@@ -176,6 +176,7 @@ fn the_overlays_do_what_their_environment_is_for() {
         let agent = variables(&pods["egress-agent"].1.containers[0]);
         let controller = variables(&pods["egress-controller"].1.containers[0]);
         assert_eq!(agent["EGRESS_POD_START"], pod_start, "{overlay}");
+        assert_eq!(agent.get("EGRESS_AUDIT").copied(), (overlay == "dev").then_some("true"), "{overlay}");
         assert_eq!(agent["EGRESS_INVALID_POLICY"], invalid, "{overlay}");
         assert_eq!(agent["EGRESS_RANGES_NAMESPACE"], "egress-controller", "{overlay}");
         // The controller must judge as the agents do.

@@ -214,6 +214,37 @@ fn a_pod_no_policy_selects_passes_unless_its_namespace_is_governed() {
 }
 
 #[test]
+fn an_auditing_agent_denies_nothing_that_policies_do_and_tells_it() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    node.policy(&[destination("good", "192.0.2.0/24")]);
+    let agent = node.run(&[]);
+    assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
+    node.kill(agent);
+    // What the one before had pinned gives way.
+    let agent = node.run(&["--audit"]);
+    node.wait(BAD, Outcome::Ok);
+    assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok);
+    let metrics = || agent.metrics().expect("the agent answers");
+    assert!(metrics().sum("egress_audited_packets_total", &[("reason", "default_deny")]) > 0.0);
+    let is_told =
+        || agent.lines().iter().any(|line| line.contains("\"audit\"") && line.contains("198.51.100.7"));
+    let deadline = Instant::now() + LIMIT;
+    while !is_told() {
+        assert!(Instant::now() < deadline, "no event tells of it: {:?}", agent.lines());
+        thread::sleep(Duration::from_millis(10));
+    }
+    // What is no policy denies as before.
+    let (_, status, _) = status(&node, &agent.runtime, &[]);
+    assert!(status.contains("every policy audited"), "{status}");
+    node.kill(agent);
+    let agent = node.run(&["--audit", "--governed-namespaces", "shop"]);
+    node.wait(BAD, Outcome::NotPermitted);
+    node.kill(agent);
+    let _agent = node.run(&[]);
+    node.wait(BAD, Outcome::NotPermitted);
+}
+
+#[test]
 fn network_policies_are_enforced_when_asked_for() {
     let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
     node.write(

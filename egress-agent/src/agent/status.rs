@@ -66,6 +66,9 @@ pub struct Enforcement {
     pub pod_start: String,
     /// Whether calls are refused before there is a packet.
     pub connect_hooks: bool,
+    /// Whether every policy counts as one in audit mode.
+    #[serde(default)]
+    pub audit: bool,
     /// The folder of the pins; null when enforcement ends with the process.
     pub pins: Option<String>,
     /// How often programs or pins were found changed and put right.
@@ -342,6 +345,7 @@ impl Node {
                 attached: self.attached,
                 pod_start: if self.strict { "strict" } else { "standard" }.to_owned(),
                 connect_hooks: self.config.connect_hooks,
+                audit: self.config.audit,
                 pins: self.config.pins.as_ref().map(|pins| pins.display().to_string()),
                 repairs: self.repairs,
             },

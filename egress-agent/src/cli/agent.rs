@@ -86,6 +86,11 @@ pub struct Arguments {
     #[arg(long, value_name = "ON|OFF", env = "EGRESS_CONNECT_HOOKS", default_value = "on", help_heading = ENFORCEMENT)]
     connect_hooks: Switch,
 
+    /// Take every policy as if it said mode audit: what it would deny passes, and is counted and reported. What the start mode, governed
+    /// namespaces and policies that never were valid deny stays denied
+    #[arg(long, env = "EGRESS_AUDIT", help_heading = ENFORCEMENT)]
+    audit: bool,
+
     /// Enforce the egress rules of NetworkPolicies too
     #[arg(long, env = "EGRESS_ENFORCE_NETWORK_POLICY", help_heading = ENFORCEMENT)]
     enforce_network_policy: bool,
@@ -319,6 +324,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         runtime: arguments.runtime_dir.clone(),
         strict: arguments.pod_start == PodStart::Strict,
         connect_hooks: arguments.connect_hooks == Switch::On,
+        audit: arguments.audit,
         settings: Settings {
             enforce_network_policy: arguments.enforce_network_policy,
             governed_namespaces: arguments.governed_namespaces.iter().cloned().collect(),

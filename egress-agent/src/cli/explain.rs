@@ -85,6 +85,10 @@ pub struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = super::second)]
     at: Option<u64>,
 
+    /// Take every policy as if it said mode audit, as an agent with this flag does
+    #[arg(long)]
+    audit: bool,
+
     /// Take the egress rules of NetworkPolicies into account
     #[arg(long)]
     enforce_network_policy: bool,
@@ -201,7 +205,7 @@ impl Arguments {
 ///
 /// When there is nothing to answer from, or the engine cannot be had.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let index = load(&arguments.manifests, &arguments.ranges)?;
+    let index = load(&arguments.manifests, &arguments.ranges, arguments.audit)?;
     let settings = arguments.settings();
     let now = arguments.at.unwrap_or_else(|| clock::wall_seconds_and_fraction().0);
     let mut explainer = Explainer::new(index.cluster(), &settings, arguments.engine()?);
@@ -215,8 +219,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads the manifests. What is wrong with some of them goes to standard error.
-fn load(paths: &[PathBuf], ranges: &[(String, PathBuf)]) -> anyhow::Result<Index> {
-    let mut index = Index::default();
+fn load(paths: &[PathBuf], ranges: &[(String, PathBuf)], audit: bool) -> anyhow::Result<Index> {
+    let index = Index::default();
+    let mut index = if audit { index.auditing() } else { index };
     // Nothing was made of the index yet that would have to change.
     let _: index::Change = index.set_ranges(Files::load(ranges, clock::wall_seconds_and_fraction().0)?);
     let reload = DirectorySource::with_paths(paths.to_vec()).reload(&mut index);

@@ -204,9 +204,10 @@ fn table(status: &Status, coloured: bool) -> String {
     lines.push((
         "Modes",
         format!(
-            "pod start {}, connect hooks {}",
+            "pod start {}, connect hooks {}{}",
             enforcement.pod_start,
-            if enforcement.connect_hooks { "on" } else { "off" }
+            if enforcement.connect_hooks { "on" } else { "off" },
+            if enforcement.audit { ", every policy audited" } else { "" }
         ),
     ));
     lines.push((
@@ -403,6 +404,7 @@ mod tests {
                 attached: true,
                 pod_start: "strict".to_owned(),
                 connect_hooks: true,
+                audit: false,
                 pins: Some("/sys/fs/bpf/egress-agent".to_owned()),
                 repairs: 0,
             },

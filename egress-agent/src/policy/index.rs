@@ -313,6 +313,8 @@ pub struct Index {
     sources: BTreeMap<PolicyId, Source>,
     /// Whether policies are read only while their namespace has a pod here.
     for_pods_here: bool,
+    /// Whether every policy counts as one in audit mode.
+    audits: bool,
     /// ConfigMaps of namespaces that have none.
     unread: BTreeMap<NsName, Unread>,
     /// What clouds' services stand for.
@@ -343,6 +345,7 @@ impl Index {
             ports: Shared::default(),
             sources: BTreeMap::new(),
             for_pods_here: false,
+            audits: false,
             unread: BTreeMap::new(),
             ranges: Ranges::default(),
             found: HashMap::new(),
@@ -355,6 +358,14 @@ impl Index {
     #[must_use]
     pub fn for_pods_here(parse: ParsePolicy) -> Self {
         Self { for_pods_here: true, ..Self::new(parse) }
+    }
+
+    /// Returns one that takes every policy as if it said `mode: audit`. It must be empty.
+    ///
+    /// What stands in for a policy that never was valid, and for one that is missing, is not a policy somebody wrote, and stays as it is.
+    #[must_use]
+    pub fn auditing(self) -> Self {
+        Self { audits: true, ..self }
     }
 
     /// Returns whether the policies of a namespace are read.
@@ -710,7 +721,7 @@ impl Index {
         let (changed, in_force) = match policy {
             Some(policy) => {
                 let was_broken = self.cluster.broken.remove(&policy_id.id);
-                (self.put_policy(&policy_id, policy) || was_broken, InForce::Current)
+                (self.put_policy(&policy_id, self.taken(policy)) || was_broken, InForce::Current)
             }
             None if self.cluster.policies.contains_key(&policy_id) => (false, InForce::Earlier),
             None => (self.cluster.broken.insert(policy_id.id.clone()), InForce::Nothing),
@@ -730,7 +741,9 @@ impl Index {
         let policy_id = PolicyId { kind: PolicyKind::NetworkPolicy, id };
         let had_good = self.sources.get(&policy_id).is_some_and(|source| source.in_force != InForce::Nothing);
         let (changed, findings, in_force) = match policy {
-            Ok(Some(policy)) => (self.put_policy(&policy_id, policy), Vec::new(), InForce::Current),
+            Ok(Some(policy)) => {
+                (self.put_policy(&policy_id, self.taken(policy)), Vec::new(), InForce::Current)
+            }
             Ok(None) => (self.cluster.policies.remove(&policy_id).is_some(), Vec::new(), InForce::Current),
             Err(fault) if had_good => (false, vec![unreadable(fault)], InForce::Earlier),
             Err(mut fault) => {
@@ -741,6 +754,11 @@ impl Index {
         };
         let problems = self.remember(policy_id, Source { text: None, good: None, findings, in_force });
         Change { cluster: changed, problems }
+    }
+
+    /// Returns a policy that somebody wrote as it is to be taken.
+    fn taken(&self, policy: Policy) -> Policy {
+        Policy { mode: if self.audits { Mode::Audit } else { policy.mode }, ..policy }
     }
 
     /// Puts a policy in force. An equal one keeps its place in memory, so that whoever holds it can tell by its address.
@@ -1196,6 +1214,21 @@ mod tests {
         assert_eq!(in_force(&index, &config_map_id("p")), Some(InForce::Current));
         assert_eq!(index.apply(mk_config_map("p", "one")), BOTH);
         assert_eq!(index.problems().count(), 0);
+    }
+
+    #[test]
+    fn who_audits_takes_every_policy_so_but_not_what_stands_in_for_one() {
+        let mut index = Index::new(parse).auditing();
+        assert!(index.apply(mk_config_map("p", "one")).cluster);
+        assert_eq!(index.cluster().policies[&config_map_id("p")].mode, Mode::Audit);
+        let id = network_policy_id("n");
+        let good = mk_policy(PolicyKind::NetworkPolicy, &id.id, "one");
+        assert_eq!(good.mode, Mode::Enforce);
+        assert!(index.apply(Object::NetworkPolicy(id.id.clone(), Ok(Some(good)))).cluster);
+        assert_eq!(index.cluster().policies[&id].mode, Mode::Audit);
+        let never = network_policy_id("never");
+        assert!(index.apply(Object::NetworkPolicy(never.id.clone(), Err(mk_fault(None)))).cluster);
+        assert_eq!(index.cluster().policies[&never].mode, Mode::Enforce);
     }
 
     #[test]
