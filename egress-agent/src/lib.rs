@@ -6,6 +6,7 @@ pub mod agent;
 pub mod check;
 pub mod cli;
 pub mod controller;
+pub mod doctor;
 pub mod explain;
 pub mod heap;
 pub mod k8s;

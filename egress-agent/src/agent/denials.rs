@@ -74,7 +74,13 @@ pub(super) struct Denials {
     seen: HashMap<Kind, Seen>,
     /// The nearest rule is not looked for before this.
     nearest: Option<Instant>,
+    /// How many packets and calls were told as denied, and how many of them asked for names.
+    told: u64,
+    told_names: u64,
 }
+
+/// The port that names are asked at.
+const NAMES: u16 = 53;
 
 /// Denials that differed in nothing but time and source.
 #[derive(Debug)]
@@ -88,6 +94,10 @@ pub(super) struct Repeated {
 impl Denials {
     /// Takes a denial; returns whether it is to be told now. Others come out of [`Denials::ended`].
     pub(super) fn is_new(&mut self, denial: &Denial, now: Instant) -> bool {
+        if denial.verdict == Verdict::Deny {
+            self.told = self.told.saturating_add(1);
+            self.told_names = self.told_names.saturating_add(u64::from(denial.destination_port == NAMES));
+        }
         let kind = Kind {
             cgroup: denial.cgroup,
             verdict: denial.verdict,
@@ -107,6 +117,11 @@ impl Denials {
             self.seen.insert(kind, Seen { since: now, more: 0, last: *denial });
         }
         true
+    }
+
+    /// Returns how many denials the kernel has told of, and how many of them were of port 53.
+    pub(super) fn told(&self) -> (u64, u64) {
+        (self.told, self.told_names)
     }
 
     /// Returns what came again in windows that have ended.

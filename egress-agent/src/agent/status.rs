@@ -52,6 +52,19 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     /// The policies with findings.
     pub policies: Vec<PolicyStatus>,
+    /// What was denied since the agent started.
+    #[serde(default)]
+    pub denials: DenialStatus,
+}
+
+/// What the kernel told of denials: a sample where there are many, at most 20 a second for each pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DenialStatus {
+    /// How many it told of.
+    pub told: u64,
+    /// How many of those were of port 53.
+    pub names: u64,
 }
 
 /// How the agent enforces.
@@ -330,6 +343,7 @@ impl Node {
         let source = self.source_status();
         let maps = self.map_fill();
         let policies = self.policy_status();
+        let (told, names) = self.denials.told();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: option_env!("EGRESS_REVISION").filter(|text| !text.is_empty()).map(str::to_owned),
@@ -353,6 +367,7 @@ impl Node {
             maps,
             pods: self.pods_status()?,
             policies,
+            denials: DenialStatus { told, names },
         })
     }
 

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod controller;
 pub mod diff;
+pub mod doctor;
 mod documents;
 pub mod exceptions;
 pub mod explain;
@@ -58,6 +59,8 @@ enum Command {
     Observe(observe::Arguments),
     /// Propose the least policies that cover what pods were seen to send
     Recommend(recommend::Arguments),
+    /// Say what is wrong on this node or in the cluster, how it shows, and what mends it
+    Doctor(Box<doctor::Arguments>),
     /// Say what the policies say about flows, and why
     Explain(Box<explain::Arguments>),
     /// Say what is wrong in policies and manifests
@@ -95,6 +98,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Observe(arguments) => observe::run(&arguments),
         Command::Recommend(arguments) => recommend::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Fmt(arguments) => fmt::run(&arguments),

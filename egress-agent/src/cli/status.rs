@@ -351,7 +351,8 @@ fn span(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::agent::status::{
-        Enforcement, Holds, MapFill, PolicyStatus, RejectedObject, SnapshotStatus, Version, WatchStatus,
+        DenialStatus, Enforcement, Holds, MapFill, PolicyStatus, RejectedObject, SnapshotStatus, Version,
+        WatchStatus,
     };
 
     fn pod(namespace: &str, name: &str, holds: Holds) -> PodStatus {
@@ -412,6 +413,7 @@ mod tests {
             maps: vec![MapFill { map: "EXACT".to_owned(), entries: 3, capacity: 131_072 }],
             pods: vec![web, pod("shop", "till", Holds::Ungoverned), unknown],
             policies: Vec::new(),
+            denials: DenialStatus::default(),
         }
     }
 

@@ -15,7 +15,9 @@ use std::{
 
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
+const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const PROG_QUERY: u32 = 16;
 const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
@@ -77,6 +79,26 @@ struct BatchAttr {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ByIdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
 }
 
 #[repr(C)]
@@ -224,6 +246,59 @@ fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
     let mut attr = InfoAttr { fd: raw(object), length, info: (&raw mut info) as u64 };
     call(OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info.id)
+}
+
+/// The programs attached to a cgroup itself at one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedPrograms {
+    /// How: 0 alone and not to be overridden, 1 overridable, 2 one of several.
+    pub flags: u32,
+    /// Their ids, in the order they run.
+    pub programs: Vec<u32>,
+}
+
+/// Returns what is attached to a cgroup itself, by whomever.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn query(cgroup: impl AsFd, at: AttachType) -> io::Result<AttachedPrograms> {
+    let mut ids = [0_u32; 64];
+    let count =
+        u32::try_from(ids.len()).expect("it is 64, which is also the most a cgroup takes at one place");
+    let mut attr = QueryAttr {
+        target_fd: raw(cgroup.as_fd()),
+        attach_type: at as u32,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: count,
+        ..QueryAttr::default()
+    };
+    call(PROG_QUERY, &mut attr)?;
+    let programs = ids.iter().take(attr.prog_cnt as usize).copied().collect();
+    Ok(AttachedPrograms { flags: attr.attach_flags, programs })
+}
+
+/// Returns the name its author gave the program with this id; at most 15 characters.
+///
+/// # Errors
+///
+/// What the kernel says: it tells only who has `CAP_SYS_ADMIN`.
+pub fn program_name(id: u32) -> io::Result<String> {
+    /// The beginning of `struct bpf_prog_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgramInfo {
+        before: [u64; 8],
+        name: [u8; 16],
+    }
+    let mut attr = ByIdAttr { id, ..ByIdAttr::default() };
+    let program = call(PROG_GET_FD_BY_ID, &mut attr).map(fd)?;
+    let mut info = ProgramInfo::default();
+    let length = u32::try_from(size_of::<ProgramInfo>()).expect("the struct is small");
+    let mut attr = InfoAttr { fd: raw(program.as_fd()), length, info: (&raw mut info) as u64 };
+    call(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let end = info.name.iter().position(|&byte| byte == 0).unwrap_or(info.name.len());
+    Ok(String::from_utf8_lossy(&info.name[..end]).into_owned())
 }
 
 /// Pins an object under a bpffs path.
