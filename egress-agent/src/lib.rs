@@ -19,6 +19,7 @@ pub mod proxies;
 pub mod ranges;
 pub mod rego;
 pub mod schema;
+pub mod smoke;
 pub mod telemetry;
 pub mod watch;
 pub mod webhook;

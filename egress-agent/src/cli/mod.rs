@@ -14,6 +14,7 @@ pub mod parity;
 pub mod ranges;
 pub mod recommend;
 pub mod schema;
+pub mod smoke;
 pub mod status;
 pub mod unload;
 pub mod validate;
@@ -61,6 +62,8 @@ enum Command {
     Recommend(recommend::Arguments),
     /// Say what is wrong on this node or in the cluster, how it shows, and what mends it
     Doctor(Box<doctor::Arguments>),
+    /// Prove from inside a pod what its policies let pass and what they deny
+    Smoke(Box<smoke::Arguments>),
     /// Say what the policies say about flows, and why
     Explain(Box<explain::Arguments>),
     /// Say what is wrong in policies and manifests
@@ -99,6 +102,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Observe(arguments) => observe::run(&arguments),
         Command::Recommend(arguments) => recommend::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Smoke(arguments) => smoke::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Fmt(arguments) => fmt::run(&arguments),
