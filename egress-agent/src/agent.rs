@@ -370,8 +370,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let observers = observers.map(|(socket, listener)| {
         let hub = Arc::clone(&lock(&node).hub);
         let node = Arc::clone(&node);
-        let same = Arc::clone(&node);
+        let (same, again) = (Arc::clone(&node), Arc::clone(&node));
         let answers = observe::Answers {
+            counted: Arc::new(move || lock(&again).counted().map_err(|failure| format!("{failure:#}"))),
             turn: Arc::new(move || lock(&node).turn_allowed().map_err(|failure| format!("{failure:#}"))),
             seen: Arc::new(move |namespaces| {
                 lock(&same).seen(&namespaces).map_err(|failure| format!("{failure:#}"))
@@ -1413,6 +1414,23 @@ impl Node {
             }
         }
         Ok(seen)
+    }
+
+    /// Returns this node's counters: of each governed pod, of the pods nobody knows, and of each destination.
+    fn counted(&self) -> anyhow::Result<Vec<protocol::Message>> {
+        let mut told = vec![protocol::Message::Node(self.node_name())];
+        for (cgroup, pod) in &self.pods {
+            let Some(counters) = self.engine.pod_counters(*cgroup)? else { continue };
+            told.push(flows::use_of_pod(Some(pod), &counters));
+        }
+        let unknown = self.engine.maps().counters(0)?;
+        if unknown.iter().any(|counter| counter.packets > 0) {
+            told.push(flows::use_of_pod(None, &unknown));
+        }
+        for (slot, rule) in self.engine.state().allocator().rules() {
+            told.extend(flows::use_of(rule, self.engine.maps().rule_counter(slot)?.packets));
+        }
+        Ok(told)
     }
 }
 

@@ -46,6 +46,8 @@ pub enum Request {
         /// Which.
         namespaces: BTreeSet<String>,
     },
+    /// How much each pod was denied and allowed, and how often each destination decided.
+    Counters,
 }
 
 /// A line of an answer.
@@ -64,6 +66,10 @@ pub enum Message<E = Box<Observation>> {
     Entry(EntryUse),
     /// Events of workloads there was no room for.
     LeftOut(u64),
+    /// The node's name.
+    Node(String),
+    /// A pod's counters.
+    Pod(PodUse),
     /// Why there is no more.
     Error(String),
 }
@@ -125,6 +131,20 @@ pub struct EntryUse {
     pub destination: String,
     /// Packets.
     pub packets: u64,
+}
+
+/// What a governed pod's packets came to since it got its counters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodUse {
+    /// Its namespace; null for the pods nobody knows, which are counted as one.
+    pub namespace: Option<String>,
+    /// Its name; null likewise.
+    pub pod: Option<String>,
+    /// What it belongs to; null likewise.
+    pub workload: Option<String>,
+    /// Verdict, reason and packets, where there were any.
+    pub packets: Vec<(String, String, u64)>,
 }
 
 /// Packets or calls of a pod that were judged alike: one that is new, or all that came again since.

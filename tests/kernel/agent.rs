@@ -22,6 +22,7 @@ use egress_tests::lab::{
 
 mod observe;
 mod recommend;
+mod top;
 
 const UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 

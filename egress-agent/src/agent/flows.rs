@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
 
-use egress_common::verdict::{Reason, Verdict};
+use egress_common::{
+    maps::Counter,
+    verdict::{CLASSES, COUNTED, Reason, Verdict},
+};
 
 use crate::{
     kernel::{
         clock,
         events::{Denial, protocol_name},
     },
-    observe::{Destination, EntryUse, FlowSeen, Mask, Message, WorkloadSeen},
+    observe::{Destination, EntryUse, FlowSeen, Mask, Message, PodUse, WorkloadSeen},
     policy::{
         cluster::{Cluster, Labels},
         model::{RuleName, RulePart},
@@ -181,6 +184,20 @@ pub(super) fn use_of(rule: &RuleName, packets: u64) -> Option<Message> {
         destination: destination.clone(),
         packets,
     }))
+}
+
+/// Returns what the counters of a pod say; without one, of the pods nobody knows.
+pub(super) fn use_of_pod(pod: Option<&LocalPod>, counters: &[Counter; CLASSES as usize]) -> Message {
+    let packets = COUNTED.iter().zip(counters).filter(|(_, counter)| counter.packets > 0);
+    let packets = packets.map(|((verdict, reason), counter)| {
+        (verdict.as_str().to_owned(), reason.as_str().to_owned(), counter.packets)
+    });
+    Message::Pod(PodUse {
+        namespace: pod.map(|pod| pod.id.namespace.clone()),
+        pod: pod.map(|pod| pod.id.name.clone()),
+        workload: pod.map(|pod| pod.workload.clone()),
+        packets: packets.collect(),
+    })
 }
 
 #[cfg(test)]

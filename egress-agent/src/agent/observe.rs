@@ -56,11 +56,15 @@ pub(super) type Turn = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// Returns which destinations the workloads of some namespaces sent to. It runs on a thread of its own.
 pub(super) type Seen = Arc<dyn Fn(BTreeSet<String>) -> Result<Vec<Message>, String> + Send + Sync>;
 
+/// Returns the node's counters. It runs on a thread of its own.
+pub(super) type Counted = Arc<dyn Fn() -> Result<Vec<Message>, String> + Send + Sync>;
+
 /// What clients ask of the agent besides events.
 #[derive(Clone)]
 pub(super) struct Answers {
     pub(super) turn: Turn,
     pub(super) seen: Seen,
+    pub(super) counted: Counted,
 }
 
 /// The events that are kept, and who waits for more.
@@ -271,15 +275,11 @@ async fn attend(stream: UnixStream, hub: &Arc<Hub>, answers: &Answers) -> io::Re
         Request::Observe { last, follow, filter } => (last, follow, filter),
         Request::Flows { namespaces } => {
             let seen = Arc::clone(&answers.seen);
-            match apart(move || seen(namespaces)).await {
-                Ok(lines) => {
-                    for line in lines {
-                        tell(&mut writer, &line, hub.limits.line).await?;
-                    }
-                    return Ok(());
-                }
-                Err(why) => return refuse_late(&mut writer, why, hub.limits.line).await,
-            }
+            return answer(&mut writer, move || seen(namespaces), hub.limits.line).await;
+        }
+        Request::Counters => {
+            let counted = Arc::clone(&answers.counted);
+            return answer(&mut writer, move || counted(), hub.limits.line).await;
         }
     };
     if !follow {
@@ -299,6 +299,23 @@ async fn attend(stream: UnixStream, hub: &Arc<Hub>, answers: &Answers) -> io::Re
         warn!(error = why, "events about what is allowed go on, though nobody waits for them");
     }
     followed
+}
+
+/// Answers with what `work` returns.
+async fn answer(
+    writer: &mut OwnedWriteHalf,
+    work: impl FnOnce() -> Result<Vec<Message>, String> + Send + 'static,
+    limit: Duration,
+) -> io::Result<()> {
+    match apart(work).await {
+        Ok(lines) => {
+            for line in lines {
+                tell(writer, &line, limit).await?;
+            }
+            Ok(())
+        }
+        Err(why) => refuse_late(writer, why, limit).await,
+    }
 }
 
 /// Tells a client why there is no more.
@@ -423,8 +440,9 @@ mod tests {
                 true => Err("name one".to_owned()),
                 false => Ok((0..1000).map(Message::LeftOut).collect()),
             });
+            let counted: Counted = Arc::new(|| Ok(vec![Message::Node("node-a".to_owned())]));
             let stopped = async { drop(stopped.await) };
-            let task = serve(listener, Arc::clone(&hub), Answers { turn, seen }, stopped);
+            let task = serve(listener, Arc::clone(&hub), Answers { turn, seen, counted }, stopped);
             Self { hub, turns, folder, stop, task }
         }
 
@@ -645,6 +663,9 @@ mod tests {
         }
         assert_eq!(next(&mut lines).await, None);
         assert_eq!(refused(ask(&[]).await).await, "name one");
+        let mut counted = self::lines(send(&served.path(), b"\"counters\"\n").await);
+        assert_eq!(next(&mut counted).await, Some(Message::Node("node-a".to_owned())));
+        assert_eq!(next(&mut counted).await, None);
     }
 
     proptest! {

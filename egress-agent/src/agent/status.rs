@@ -371,7 +371,7 @@ impl Node {
         })
     }
 
-    fn node_name(&self) -> String {
+    pub(super) fn node_name(&self) -> String {
         match &self.config.source {
             SourceConfig::Kube { node, .. } => node.clone(),
             SourceConfig::Directory(_) => rustix::system::uname().nodename().to_string_lossy().into_owned(),

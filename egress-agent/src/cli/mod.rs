@@ -16,6 +16,7 @@ pub mod recommend;
 pub mod schema;
 pub mod smoke;
 pub mod status;
+pub mod top;
 pub mod unload;
 pub mod validate;
 pub mod webhook;
@@ -58,6 +59,8 @@ enum Command {
     Status(status::Arguments),
     /// Say what this node's agent denies, audits and, on request, allows, as it happens
     Observe(observe::Arguments),
+    /// Show what this node's pods send and are denied, as it happens
+    Top(top::Arguments),
     /// Propose the least policies that cover what pods were seen to send
     Recommend(recommend::Arguments),
     /// Say what is wrong on this node or in the cluster, how it shows, and what mends it
@@ -100,6 +103,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Schema => schema::run(),
         Command::Status(arguments) => status::run(&arguments),
         Command::Observe(arguments) => observe::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Recommend(arguments) => recommend::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Smoke(arguments) => smoke::run(&arguments),

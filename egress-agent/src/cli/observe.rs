@@ -281,7 +281,12 @@ impl Shown {
                 }
                 Message::Error(why) => bail!("the agent says: {}", shown(&why)),
                 // Answers to other requests.
-                Message::Workload(_) | Message::Flow(_) | Message::Entry(_) | Message::LeftOut(_) => {}
+                Message::Workload(_)
+                | Message::Flow(_)
+                | Message::Entry(_)
+                | Message::LeftOut(_)
+                | Message::Node(_)
+                | Message::Pod(_) => {}
             }
         }
         Ok(())

@@ -285,7 +285,7 @@ impl Gathered {
                 *count = count.saturating_add(packets);
             }
             Message::LeftOut(count) => self.left_out = self.left_out.saturating_add(count),
-            Message::Event(_) | Message::Lost(_) => {}
+            Message::Event(_) | Message::Lost(_) | Message::Node(_) | Message::Pod(_) => {}
             Message::Error(why) => bail!("the agent says: {}", shown(&why)),
         }
         Ok(())
