@@ -26,6 +26,8 @@ pub fn economize() {
 /// Gives back what is free between pieces that are used, in whole pages, and the program's own pages. It looks at the whole heap, so call
 /// it when much was freed, or when a start or a long list is over.
 ///
+/// Uprobes and breakpoints that somebody has set in the running program are gone after it: they live in copies of its pages.
+///
 /// What the program needs next it finds in the page cache: a fault of less than a microsecond for each 64 KiB.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
@@ -35,7 +37,7 @@ pub fn give_back() {
     }
     if let Some((start, length)) = code() {
         // SAFETY: these are whole pages of the segment that the program runs from. It is mapped from the file, readable and executable, and
-        // nothing has written to it: there are no relocations in it. So each page is read again as it was when it is next touched, by this
+        // the program itself has not written to it: there are no relocations in it. So each page is read again as it was when it is next touched, by this
         // thread or another. If the kernel refuses, the pages stay.
         unsafe {
             libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);

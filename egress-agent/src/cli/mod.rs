@@ -11,6 +11,7 @@ pub mod fmt;
 pub mod generate;
 pub mod observe;
 pub mod parity;
+pub mod plugin;
 pub mod ranges;
 pub mod recommend;
 pub mod schema;

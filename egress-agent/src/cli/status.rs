@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
-use super::validate::report::one_line;
+use super::{plugin, validate::report::one_line};
 use crate::{
     agent::status::{self, PodStatus, SourceStatus, Status},
     k8s::client::Access,
@@ -92,7 +92,7 @@ enum Output {
 ///
 /// When nobody answers.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let plugin = cluster::is_plugin(env::args_os().next().as_deref().map(Path::new));
+    let plugin = plugin::is_called(env::args_os().next().as_deref());
     if arguments.cluster || arguments.all_namespaces || plugin && !arguments.pods {
         return of_cluster(arguments, plugin);
     }

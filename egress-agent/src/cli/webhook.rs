@@ -180,7 +180,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let config = Config {
         access: Access { kubeconfig: arguments.kubeconfig.clone(), context: arguments.context.clone() },
         rules,
-        ranges_namespace: arguments.ranges_namespace.clone(),
+        ranges_namespace: arguments.ranges_namespace.clone().filter(|namespace| !namespace.is_empty()),
         listen: arguments.listen,
         telemetry: arguments.telemetry,
         certificates: arguments.certificates()?,

@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    path::Path,
     time::Duration,
 };
 
@@ -317,10 +316,4 @@ pub(super) fn table(overview: &Overview) -> String {
         text += &rows_of(&["POLICY", "WHAT THERE IS TO SAY"], told);
     }
     text
-}
-
-/// Returns whether this program was called as a plugin of kubectl.
-pub(super) fn is_plugin(program: Option<&Path>) -> bool {
-    let name = program.and_then(Path::file_name).and_then(|name| name.to_str());
-    name.is_some_and(|name| name.starts_with("kubectl-egress"))
 }

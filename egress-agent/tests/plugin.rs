@@ -53,6 +53,8 @@ impl Script {
         let path = folder.path().join("kubectl");
         fs::write(&path, KUBECTL).expect("the folder can be written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode can be set");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_egress-agent"), folder.path().join("kubectl-egress"))
+            .expect("the folder can be written");
         Self(folder)
     }
 
@@ -61,8 +63,9 @@ impl Script {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-egress"));
-        command.arg("--kubectl").arg(self.path("kubectl")).args(arguments);
+        let (subcommand, rest) = arguments.split_first().expect("there is a subcommand");
+        let mut command = Command::new(self.path("kubectl-egress"));
+        command.arg(subcommand).arg("--kubectl").arg(self.path("kubectl")).args(rest);
         command
     }
 
@@ -123,7 +126,7 @@ fn only_the_agents_of_the_nodes_that_matter_are_asked() {
         assert!(exec.contains(part), "{part} stands in {exec}");
     }
     assert!(!exec.contains("--follow"), "{exec}");
-    let (_, out, _) = script.run(&["--context", "c", "observe", "-n", "shop", "--node", "node-a"]);
+    let (_, out, _) = script.run(&["observe", "--context", "c", "-n", "shop", "--node", "node-a"]);
     assert_eq!(last_words(&out), ["one", "three"]);
     assert!(script.asked().contains("--context c exec"), "{}", script.asked());
 }
@@ -138,9 +141,9 @@ fn what_cannot_be_asked_is_said_and_changes_the_exit_code() {
     assert!(error.contains("node-b: no more is heard"), "{error}");
     for (arguments, why) in [
         (&["observe", "-n", "secret"][..], "forbidden"),
-        (&["--max-agents", "1", "observe"], "--max-agents"),
-        (&["--node", "node-x", "observe"], "--node"),
-        (&["--agent-namespace", "shop", "observe", "--node", "x"], "--node"),
+        (&["observe", "--max-agents", "1"], "--max-agents"),
+        (&["observe", "--node", "node-x"], "--node"),
+        (&["observe", "--agent-namespace", "shop", "--node", "x"], "--node"),
     ] {
         let (code, out, error) = script.run(arguments);
         assert_eq!((code, out.as_str()), (2, ""), "{error}");

@@ -1,6 +1,13 @@
 //! Lines of several agents in one order.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
+
+use crate::policy::document::is_hidden;
 
 /// How long a line waits for older ones of other nodes.
 pub const WAIT: Duration = Duration::from_millis(500);
@@ -53,14 +60,77 @@ fn time_of(line: &str) -> &str {
     }
 }
 
+/// Longest line that is taken from a node, in bytes. What is beyond is left out: nothing that an agent writes is as long.
+pub const LONGEST: usize = 64 * 1024;
+
 /// Returns text without what reaches into the terminal.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if is_hidden(c) { ' ' } else { c }).collect()
+}
+
+/// Returns a line without what reaches into the terminal, but for the colours that an agent gives it.
+pub fn coloured(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(at) = rest.find("\x1b[") {
+        let (before, colour) = rest.split_at(at);
+        shown += &plain(before);
+        let digits = colour[2..].bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b';').count();
+        let end = 2 + digits + 1;
+        if digits <= 8 && colour.as_bytes().get(end - 1) == Some(&b'm') {
+            shown += &colour[..end];
+            rest = &colour[end..];
+        } else {
+            shown.push(' ');
+            rest = &colour[1..];
+        }
+    }
+    shown + &plain(rest)
+}
+
+/// Returns the next line of at most [`LONGEST`] bytes, without its end; nothing at the end of the input. What does not fit is dropped.
+pub async fn next_line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    loop {
+        let piece = reader.fill_buf().await?;
+        if piece.is_empty() {
+            let is_line = !line.is_empty();
+            return Ok(is_line.then(|| String::from_utf8_lossy(&line).into_owned()));
+        }
+        let end = piece.iter().position(|byte| *byte == b'\n');
+        let of_line = &piece[..end.unwrap_or(piece.len())];
+        line.extend_from_slice(&of_line[..of_line.len().min(LONGEST - line.len())]);
+        let read = end.map_or(piece.len(), |end| end + 1);
+        reader.consume(read);
+        if end.is_some() {
+            return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_colours_reach_the_terminal() {
+        let line = "\x1b[31mdeny\x1b[0m \x1b[2Jx \x1b]0;t\x07 \u{202e}y \x1b[";
+        assert_eq!(coloured(line), "\x1b[31mdeny\x1b[0m  [2Jx  ]0;t   y  [");
+        assert_eq!(plain("\x1b[31mdeny"), " [31mdeny");
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_cut_and_the_next_is_whole() {
+        let mut text = vec![b'x'; LONGEST * 3];
+        text.extend_from_slice(b"\nnext\nlast");
+        let mut reader = tokio::io::BufReader::with_capacity(1000, &text[..]);
+        let mut lines = Vec::new();
+        while let Some(line) = next_line(&mut reader).await.expect("memory can be read") {
+            lines.push(line);
+        }
+        assert_eq!(lines[0].len(), LONGEST);
+        assert_eq!(lines[1..], ["next", "last"]);
+    }
 
     #[test]
     fn lines_come_in_the_order_of_their_times() {

@@ -11,48 +11,41 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::process::{Child, Command};
 
-use crate::merge::plain;
+use super::merge::plain;
 
 /// Which cluster, and where its agents are.
 #[derive(Debug, Args)]
 pub struct Cluster {
     /// The kubectl to run
-    #[arg(long, global = true, value_name = "FILE", env = "KUBECTL", default_value = "kubectl")]
+    #[arg(long, value_name = "FILE", env = "KUBECTL", default_value = "kubectl")]
     kubectl: PathBuf,
 
     /// Passed to kubectl
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
     /// Passed to kubectl
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     context: Option<String>,
 
     /// The namespace of the agents
-    #[arg(
-        long,
-        global = true,
-        value_name = "NAMESPACE",
-        env = "EGRESS_AGENT_NAMESPACE",
-        default_value = "egress-agent"
-    )]
+    #[arg(long, value_name = "NAMESPACE", env = "EGRESS_AGENT_NAMESPACE", default_value = "egress-agent")]
     agent_namespace: String,
 
     /// The labels of their pods
     #[arg(
         long,
-        global = true,
         value_name = "SELECTOR",
         default_value = "app.kubernetes.io/name=egress-agent,app.kubernetes.io/component=agent"
     )]
     agent_selector: String,
 
     /// Ask the agents of these nodes only
-    #[arg(long, global = true, value_name = "NODE,…", value_delimiter = ',')]
+    #[arg(long, value_name = "NODE,…", value_delimiter = ',')]
     node: Vec<String>,
 
     /// Ask no more agents than this at once: a kubectl runs for each
-    #[arg(long, global = true, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50)]
     max_agents: usize,
 }
 

@@ -8,18 +8,30 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use tokio::{io::AsyncWriteExt as _, process::Child, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::Child,
+    task::JoinSet,
+};
 
-use crate::{COULD_NOT_RUN, cluster::Cluster, merge::plain};
+use super::{cluster::Cluster, merge::plain};
+use crate::cli::COULD_NOT_RUN;
+
+/// The most that is taken from an agent, in bytes.
+const MOST: u64 = 64 << 20;
 
 /// What to propose.
 #[derive(Debug, Args)]
 #[command(
     after_help = "What stands after -- goes to `egress-agent recommend`, such as -- --mode audit -o json.\n\
     Names of Services and pods that no agent follows stay addresses; to have them, write what was seen with --export and give that to \
-    `egress-agent recommend --flows FILE --manifests …` with the manifests of the cluster."
+    `egress-agent recommend --flows FILE --manifests …` with the manifests of the cluster. The proposal is made by the agent of the first \
+    node: who does not trust that node does the same."
 )]
 pub struct Arguments {
+    #[command(flatten)]
+    cluster: Cluster,
+
     /// Propose policies for the workloads of this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: String,
@@ -34,7 +46,8 @@ pub struct Arguments {
 }
 
 /// Asks the agents of the namespace's nodes, and one of them what follows from all of it.
-pub async fn run(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let cluster = &arguments.cluster;
     let agents = cluster.agents(std::slice::from_ref(&arguments.namespace), &[]).await?;
     let ask = |more: &[&str]| -> Vec<OsString> {
         let first = ["recommend", "--namespace", &arguments.namespace];
@@ -90,8 +103,18 @@ async fn exchange(mut child: Child, input: Vec<u8>) -> anyhow::Result<Output> {
         }
         drop(stdin);
     };
-    let ((), output) = tokio::join!(write, child.wait_with_output());
-    output.context("waiting for kubectl")
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let out = child.stdout.take().context("it is piped")?;
+    let error = child.stderr.take().context("it is piped")?;
+    let (mut out, mut error) = (out.take(MOST + 1), error.take(MOST + 1));
+    let ((), read, complained) =
+        tokio::join!(write, out.read_to_end(&mut stdout), error.read_to_end(&mut stderr));
+    read.and(complained).context("reading from kubectl")?;
+    if stdout.len().max(stderr.len()) as u64 > MOST {
+        bail!("an agent writes more than {MOST} bytes, which no agent does");
+    }
+    let status = child.wait().await.context("waiting for kubectl")?;
+    Ok(Output { status, stdout, stderr })
 }
 
 fn complain(node: &str, stderr: &[u8]) {
@@ -101,8 +124,13 @@ fn complain(node: &str, stderr: &[u8]) {
 }
 
 fn print(bytes: &[u8]) -> io::Result<()> {
+    let mut text = String::new();
+    for line in String::from_utf8_lossy(bytes).lines() {
+        text += &plain(line);
+        text.push('\n');
+    }
     let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }

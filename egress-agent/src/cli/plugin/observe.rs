@@ -11,17 +11,17 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    io::{AsyncRead, BufReader},
     process::Child,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
-use crate::{
-    COULD_NOT_RUN,
+use super::{
     cluster::{Agent, Cluster},
-    merge::{Merge, WAIT, plain},
+    merge::{Merge, WAIT, coloured, next_line, plain},
 };
+use crate::cli::COULD_NOT_RUN;
 
 /// How many events are shown when nothing is said about it.
 const LAST: usize = 20;
@@ -34,6 +34,9 @@ const WAITING: usize = 256;
     after_help = "The agents asked are those of the nodes that the pods of --namespace (and --pod) are on when it starts, or of --node, or all."
 )]
 pub struct Arguments {
+    #[command(flatten)]
+    cluster: Cluster,
+
     /// Go on with what comes, until interrupted
     #[arg(short, long)]
     follow: bool,
@@ -122,7 +125,8 @@ enum Said {
 }
 
 /// Asks and prints until all have answered, or this is told to end.
-pub async fn run(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let cluster = &arguments.cluster;
     let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("watching for SIGHUP")?;
@@ -189,8 +193,8 @@ async fn listen(mut child: Child, node: String, say: mpsc::Sender<Said>) {
     let stdout = child.stdout.take().expect("it is piped");
     let stderr = child.stderr.take().expect("it is piped");
     let complaints = async {
-        let mut lines = BufReader::new(stderr).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let mut stderr = BufReader::new(stderr);
+        while let Ok(Some(line)) = next_line(&mut stderr).await {
             eprintln!("{}: {}", plain(&node), plain(&line));
         }
     };
@@ -202,9 +206,9 @@ async fn listen(mut child: Child, node: String, say: mpsc::Sender<Said>) {
 }
 
 async fn pass(stdout: impl AsyncRead + Unpin, say: &mpsc::Sender<Said>) {
-    let mut lines = BufReader::new(stdout).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        if say.send(Said::Line(line + "\n")).await.is_err() {
+    let mut stdout = BufReader::new(stdout);
+    while let Ok(Some(line)) = next_line(&mut stdout).await {
+        if say.send(Said::Line(coloured(&line) + "\n")).await.is_err() {
             return;
         }
     }
