@@ -297,6 +297,180 @@ fn resolvers_are_told_to_agents_and_controller_alike() {
 }
 
 #[test]
+fn the_controller_runs_where_every_node_has_the_start_up_taint() {
+    let Some(kubectl) = kubectl() else { return };
+    let pods = pods(&with_components(&kubectl, &["controller", "controller-startup-taint"]));
+    let (_, controller) = &pods["egress-controller"];
+    let taint = variables(&controller.containers[0])["EGRESS_STARTUP_TAINT"].to_owned();
+    let tolerations = controller.tolerations.as_deref().unwrap_or_default();
+    let tolerates = |key: &str| {
+        // Whatever the value and effect: those are for whoever registers nodes to choose.
+        tolerations.iter().any(|one| {
+            let any = one.value.is_none() && one.effect.is_none() && one.toleration_seconds.is_none();
+            one.key.as_deref() == Some(key) && one.operator.as_deref() == Some("Exists") && any
+        })
+    };
+    assert!(tolerates(&taint), "{tolerations:?}");
+    // It is added to what there is.
+    let text = "resources: [DEPLOY/base]\ncomponents: [DEPLOY/components/controller, own, DEPLOY/components/controller-startup-taint]\n";
+    let folder = kustomization(text);
+    fs::create_dir(folder.path().join("own")).expect("a folder can be made");
+    let own = "
+apiVersion: kustomize.config.k8s.io/v1alpha1
+kind: Component
+patches:
+  - target: {kind: Deployment, name: egress-controller}
+    patch: |-
+      - {op: add, path: /spec/template/spec/tolerations/-, value: {key: dedicated, operator: Exists}}
+";
+    fs::write(folder.path().join("own/kustomization.yaml"), own).expect("a file can be written");
+    let (_, controller) = &self::pods(&render(&kubectl, folder.path()))["egress-controller"];
+    let tolerations = controller.tolerations.as_deref().unwrap_or_default();
+    let keys: Vec<_> = tolerations.iter().filter_map(|one| one.key.as_deref()).collect();
+    assert_eq!(keys, ["dedicated", taint.as_str()]);
+}
+
+#[test]
+fn resolvers_can_be_asked_through_our_network_policies() {
+    let Some(kubectl) = kubectl() else { return };
+    let closed = ["controller", "webhook", "controller-network-policy", "webhook-network-policy"];
+    let cache = serde_json::json!([{"ipBlock": {"cidr": "169.254.20.10/32"}}]);
+    let pods = serde_json::json!([{
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}},
+        "podSelector": {"matchLabels": {"dns.operator.openshift.io/daemonset-dns": "default"}},
+    }]);
+    for (component, to, port) in [("node-local-dns", cache, 53), ("openshift-dns", pods, 5353)] {
+        let ports = serde_json::json!([{"port": port, "protocol": "UDP"}, {"port": port, "protocol": "TCP"}]);
+        let rule = serde_json::json!({ "to": to, "ports": ports });
+        let objects = with_components(&kubectl, &[&closed[..], &[component]].concat());
+        for policy in ["egress-controller", "egress-webhook"] {
+            let one = |object: &&Value| object["kind"] == "NetworkPolicy" && name(object) == policy;
+            let found = objects.iter().find(one).unwrap_or_else(|| panic!("there is {policy}"));
+            let egress = found["spec"]["egress"].as_array().expect("it lets something out");
+            assert!(egress.contains(&rule), "{component}: {policy}: {egress:?}");
+        }
+    }
+}
+
+/// Returns accounts that ValidatingAdmissionPolicies name in their texts and that are none, or not the one whose right they narrow.
+fn accounts_of_nobody(objects: &[Value]) -> Vec<String> {
+    const ACCOUNT: &str = "'system:serviceaccount:";
+    // Which right a policy narrows. Kustomizations put something before or after names.
+    let narrowed = [
+        ("egress-node-summaries", "egress-agent-summaries"),
+        ("egress-startup-taint", "egress-startup-taint"),
+    ];
+    let mut of_nobody = Vec::new();
+    for object in objects.iter().filter(|object| object["kind"] == "ValidatingAdmissionPolicy") {
+        let text = object["spec"].to_string();
+        for account in text.split(ACCOUNT).skip(1).filter_map(|rest| rest.split('\'').next()) {
+            let binding = narrowed.iter().find(|(policy, _)| name(object).contains(policy));
+            let (_, binding) = binding.unwrap_or_else(|| panic!("{} narrows no known right", name(object)));
+            let bindings = objects.iter().filter(|object| {
+                ["RoleBinding", "ClusterRoleBinding"]
+                    .contains(&object["kind"].as_str().expect("it has a kind"))
+                    && name(object).contains(binding)
+            });
+            let subjects: Vec<String> = bindings
+                .flat_map(|binding| binding["subjects"].as_array().expect("it has subjects"))
+                .map(|subject| {
+                    let field =
+                        |field: &str| subject[field].as_str().expect("an account has both").to_owned();
+                    format!("{}:{}", field("namespace"), field("name"))
+                })
+                .collect();
+            let is_one = objects.iter().any(|object| {
+                object["kind"] == "ServiceAccount"
+                    && account.split_once(':')
+                        == object["metadata"]["namespace"].as_str().zip(Some(name(object)))
+            });
+            if !is_one || subjects != [account] {
+                of_nobody.push(format!("{}: {account}, not {subjects:?}", name(object)));
+            }
+        }
+    }
+    of_nobody
+}
+
+#[test]
+fn accounts_that_are_named_in_texts_are_those_of_the_bindings() {
+    let Some(kubectl) = kubectl() else { return };
+    let components = ["controller", "controller-startup-taint", "webhook"];
+    let objects = with_components(&kubectl, &components);
+    let texts = objects.iter().filter(|object| object["kind"] == "ValidatingAdmissionPolicy");
+    let with_account = texts.filter(|object| object.to_string().contains("'system:serviceaccount:")).count();
+    assert_eq!((with_account, accounts_of_nobody(&objects)), (2, Vec::new()));
+    for overlay in ["dev", "stage", "prod"] {
+        let objects = render(&kubectl, &deploy().join("overlays").join(overlay));
+        assert_eq!(accounts_of_nobody(&objects), [""; 0], "{overlay}");
+    }
+    // What the comments in both files warn of is so, and is seen.
+    for rename in ["nameSuffix: -two", "namePrefix: house-"] {
+        let text = format!(
+            "resources: [DEPLOY/base]\ncomponents: [DEPLOY/components/controller, DEPLOY/components/controller-startup-taint]\n{rename}\n"
+        );
+        let folder = kustomization(&text);
+        assert_eq!(accounts_of_nobody(&render(&kubectl, folder.path())).len(), 2, "{rename}");
+    }
+}
+
+#[test]
+fn the_chart_asks_for_a_release_that_knows_its_kinds() {
+    let chart = fs::read_to_string(deploy().join("helm/egress-agent/Chart.yaml")).expect("it is there");
+    let chart: Value = serde_saphyr::from_str(&chart).expect("it is YAML");
+    let wanted = chart["kubeVersion"].as_str().expect("it says so");
+    let minor = wanted.strip_prefix(">=1.").and_then(|rest| rest.split('.').next());
+    let minor: u32 = minor.expect("a smallest release").parse().expect("a number");
+    let prod = fs::read_to_string(deploy().join("helm/egress-agent/files/prod.yaml")).expect("it is there");
+    let policy = "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicy\n";
+    assert!(prod.contains(policy));
+    assert!(minor >= 30, "{policy} is of 1.30: {wanted}");
+}
+
+#[test]
+fn the_proxy_reaches_the_world_and_nothing_at_private_addresses() {
+    let cluster = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: egress-proxy, labels: {kubernetes.io/metadata.name: egress-proxy}}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: kube-system, name: kube-dns}
+spec: {clusterIPs: [10.96.0.10], selector: {k8s-app: kube-dns}, ports: [{name: dns, port: 53, protocol: UDP}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: egress-proxy, name: proxy, uid: 11111111-aaaa-4aaa-8aaa-000000000001}
+spec: {nodeName: node-a, containers: [{name: main, image: example.com/proxy}]}
+status: {phase: Running, podIPs: [{ip: 10.244.1.10}]}
+"#;
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    fs::write(folder.path().join("cluster.yaml"), cluster).expect("a file can be written");
+    fs::copy(deploy().join("components/egress-proxy/policy.yaml"), folder.path().join("policy.yaml"))
+        .expect("it ships");
+    let folder = folder.path().to_str().expect("a plain name");
+    for (to, protocol, code) in [
+        ("198.51.100.7:443", "TCP", 0),
+        ("[2001:db8::1]:443", "TCP", 0),
+        ("10.96.0.10:53", "UDP", 0),
+        // No --cluster-cidrs says that these are the cluster's.
+        ("10.96.0.1:443", "TCP", 1),
+        ("172.20.0.1:443", "TCP", 1),
+        ("192.168.7.7:80", "TCP", 1),
+        ("100.64.0.9:80", "TCP", 1),
+        ("[fd12::1]:443", "TCP", 1),
+        ("169.254.169.254:80", "TCP", 1),
+        ("198.51.100.7:22", "TCP", 1),
+    ] {
+        let arguments = ["--from", "egress-proxy/proxy", "--to", to, "--protocol", protocol];
+        let (seen, output, said) =
+            egress_agent(&[&["explain", "--manifests", folder][..], &arguments[..]].concat());
+        assert_eq!(seen, code, "{to}: {output}{said}");
+    }
+}
+
+#[test]
 fn the_allow_lists_that_ship_pass_the_rules_of_production() {
     let arguments = ["validate", "policies/allowlists", "components/egress-proxy/policy.yaml", "--now", NOW];
     for overlay in ["dev", "stage"] {
