@@ -1369,6 +1369,7 @@ impl Node {
             let event = report::observation(&last, pod, rule, count, None, self.config.mask);
             self.hand_out(event);
         }
+        self.flows.forget(|cgroup| self.pods.contains_key(&cgroup));
         if let Some(announcer) = &mut self.announcer {
             announcer.forget(|cgroup| self.pods.contains_key(&cgroup));
         }

@@ -32,7 +32,7 @@ use crate::{
 
 /// Denials that differ in nothing but time and source are told once in so long.
 const WINDOW: Duration = Duration::from_secs(10);
-/// How many different ones are kept apart. Beyond that each is told by itself.
+/// How many different ones are kept apart, and as many of what is allowed. Beyond that each is told by itself.
 const MOST_KINDS: usize = 4096;
 /// Looking for the nearest rule takes no more than one part in so many of the time.
 const NEAREST_SHARE: u32 = 100;
@@ -72,6 +72,8 @@ struct Seen {
 #[derive(Debug, Default)]
 pub(super) struct Denials {
     seen: HashMap<Kind, Seen>,
+    /// What is allowed, so that it takes no place of what is not. Empty unless somebody wants to be told.
+    allowed: HashMap<Kind, Seen>,
     /// The nearest rule is not looked for before this.
     nearest: Option<Instant>,
     /// How many packets and calls were told as denied, and how many of them asked for names.
@@ -107,14 +109,15 @@ impl Denials {
             destination: denial.destination,
             port: denial.destination_port,
         };
-        if let Some(seen) = self.seen.get_mut(&kind) {
+        let table = if denial.verdict == Verdict::Allow { &mut self.allowed } else { &mut self.seen };
+        if let Some(seen) = table.get_mut(&kind) {
             let suppressed = seen.last.suppressed.saturating_mul(u32::from(seen.more > 0));
             seen.more += 1;
             seen.last = Denial { suppressed: denial.suppressed.saturating_add(suppressed), ..*denial };
             return false;
         }
-        if self.seen.len() < MOST_KINDS {
-            self.seen.insert(kind, Seen { since: now, more: 0, last: *denial });
+        if table.len() < MOST_KINDS {
+            table.insert(kind, Seen { since: now, more: 0, last: *denial });
         }
         true
     }
@@ -127,13 +130,15 @@ impl Denials {
     /// Returns what came again in windows that have ended.
     pub(super) fn ended(&mut self, now: Instant) -> Vec<Repeated> {
         let mut ended = Vec::new();
-        self.seen.retain(|_, seen| {
-            let over = now.duration_since(seen.since) >= WINDOW;
-            if over && seen.more > 0 {
-                ended.push(Repeated { last: seen.last, count: seen.more });
-            }
-            !over
-        });
+        for table in [&mut self.seen, &mut self.allowed] {
+            table.retain(|_, seen| {
+                let over = now.duration_since(seen.since) >= WINDOW;
+                if over && seen.more > 0 {
+                    ended.push(Repeated { last: seen.last, count: seen.more });
+                }
+                !over
+            });
+        }
         ended.sort_by_key(|repeated| repeated.last.time);
         ended
     }
@@ -407,6 +412,23 @@ mod tests {
         assert_eq!(denials.seen.len(), MOST_KINDS);
         assert!(denials.is_new(&denial(MOST_KINDS as u64 + 1, 80), start));
         assert!(denials.ended(start + WINDOW).is_empty() && denials.seen.is_empty());
+    }
+
+    #[test]
+    fn what_is_allowed_takes_no_place_of_denials() {
+        let start = Instant::now();
+        let mut denials = Denials::default();
+        let allowed = |cgroup| Denial { verdict: Verdict::Allow, ..denial(cgroup, 80) };
+        for cgroup in 0..MOST_KINDS as u64 + 100 {
+            assert!(denials.is_new(&allowed(cgroup), start));
+        }
+        assert!(denials.is_new(&denial(1, 80), start));
+        assert!(!denials.is_new(&denial(1, 80), start), "there is room to remember it");
+        assert!(!denials.is_new(&allowed(1), start));
+        let ended = denials.ended(start + WINDOW);
+        let verdicts: Vec<Verdict> = ended.iter().map(|repeated| repeated.last.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Deny, Verdict::Allow]);
+        assert!(denials.seen.is_empty() && denials.allowed.is_empty());
     }
 
     #[test]

@@ -468,7 +468,10 @@ fn propose(
         }
         named(&mut seen, cluster, ranges);
         if workload.labels.as_ref().is_none_or(BTreeMap::is_empty) {
-            say(1, "policy for all pods of the namespace: no label of this workload is known that lasts");
+            say(
+                1,
+                "policy for all pods of the namespace: no label of this workload is known that lasts, or there are more than an agent keeps",
+            );
         }
         let taken = kept.iter().chain(&denied);
         let taken = taken.filter_map(|entry| entry.get("name")?.as_str().map(str::to_owned)).collect();
@@ -501,7 +504,9 @@ fn propose(
     }
     if all.left_out > 0 {
         let count = all.left_out;
-        result.remarks.push(format!("{count} events are of workloads for which an agent had no room."));
+        result.remarks.push(format!(
+            "{count} events are of workloads for which an agent had no room, or had to make it."
+        ));
     }
     result
 }

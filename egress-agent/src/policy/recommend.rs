@@ -27,7 +27,7 @@ use super::{
 };
 
 /// Labels that a pod has from whoever made it, and its successor has others of.
-const PASSING: [&str; 9] = [
+const PASSING: [&str; 10] = [
     "pod-template-hash",
     "controller-revision-hash",
     "pod-template-generation",
@@ -37,6 +37,7 @@ const PASSING: [&str; 9] = [
     "batch.kubernetes.io/job-completion-index",
     "batch.kubernetes.io/job-name",
     "controller-uid",
+    "job-name",
 ];
 
 /// Services that are no service but a cloud's room for whatever its customers run. To name one would open all of that.
@@ -120,9 +121,19 @@ pub fn lasting(labels: &Labels) -> BTreeMap<String, String> {
     lasting.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// Returns what a pod belongs to, as whoever wrote it knows it: of the ReplicaSet of a Deployment, the Deployment.
+/// How many digits the minute has that a CronJob puts after its name to name a Job: from 1989 to 2160.
+const MINUTE: usize = 8;
+
+/// Returns what a pod belongs to, as whoever wrote it knows it: of the ReplicaSet of a Deployment, the Deployment; of a CronJob's Job, the
+/// CronJob, by its name: a Job that somebody else named so counts as one, too.
 #[must_use]
 pub fn workload(owner: &str, labels: &Labels) -> String {
+    if let Some((name, minute)) = owner.strip_prefix("Job/").and_then(|job| job.rsplit_once('-'))
+        && minute.len() == MINUTE
+        && minute.bytes().all(|digit| digit.is_ascii_digit())
+    {
+        return format!("CronJob/{name}");
+    }
     let hash = labels.get("pod-template-hash");
     let deployment =
         hash.and_then(|hash| owner.strip_prefix("ReplicaSet/")?.strip_suffix(hash)?.strip_suffix('-'));

@@ -213,6 +213,10 @@ fn a_workload_is_what_its_owner_wrote() {
     assert_eq!(workload("ReplicaSet/web-7d4b9c6f5", &hashed), "Deployment/web");
     assert_eq!(workload("ReplicaSet/web", &hashed), "ReplicaSet/web");
     assert_eq!(workload("StatefulSet/db", &Labels::new()), "StatefulSet/db");
+    assert_eq!(workload("Job/night-ly-29729160", &Labels::new()), "CronJob/night-ly");
+    for own in ["Job/import-2", "Job/night-2972916x", "Job/29729160", "Pod/a-29729160"] {
+        assert_eq!(workload(own, &Labels::new()), own);
+    }
     assert_eq!(lasting(&hashed).into_keys().collect::<Vec<_>>(), ["app"]);
 }
 
