@@ -1,7 +1,7 @@
 //! Kubernetes Events about what the controller does.
 //!
-//! Nothing waits for them: they go through a bounded queue to a task of its own, warnings first, at a bounded rate. What there is no room
-//! for is counted. What it told is in the log, too.
+//! Nothing waits for them: they go through a bounded queue to a task of its own, warnings first, at a bounded rate. No namespace takes more
+//! than its share of the queue. What there is no room for is counted, and may be said again. What it told is in the log, too.
 
 use std::{
     collections::HashMap,
@@ -29,13 +29,18 @@ const MOST_NOTE: usize = 1000;
 const MOST_NAME: usize = 200;
 /// How many Events may wait, of each sort.
 const WAITING: usize = 2048;
+/// How many of them may be about one namespace.
+const OF_NAMESPACE: usize = 128;
 /// How many are sent at once, and how many a second after that.
 const BURST: f64 = 200.0;
 const PER_SECOND: f64 = 20.0;
 /// What one object is told: so many Events in this time, and none twice.
 const OBJECT: (usize, Duration) = (20, Duration::from_secs(600));
-/// How many objects are kept apart.
+/// How many objects are kept apart, in all and of one namespace.
 const MOST_OBJECTS: usize = 16_384;
+const MOST_IN_NAMESPACE: usize = 1024;
+/// How often it is looked which of them can be forgotten, at most.
+const SWEEP: Duration = Duration::from_secs(10);
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -58,6 +63,8 @@ struct Waiting {
     reason: String,
     action: String,
     note: String,
+    /// Its place in the share of its namespace, given back when it is sent or dropped.
+    share: Share,
 }
 
 /// What was said of one object lately.
@@ -67,12 +74,101 @@ struct Said {
     texts: Vec<Sha256>,
 }
 
+/// What was said lately, and what waits.
+#[derive(Debug)]
+struct Book {
+    /// By namespace and name.
+    said: HashMap<String, HashMap<String, Said>>,
+    /// How many objects there are in it.
+    objects: usize,
+    /// When it was looked last what can be forgotten.
+    swept: Option<Instant>,
+    /// How many Events of each namespace wait: none has a zero.
+    waiting: HashMap<String, usize>,
+}
+
+impl Book {
+    fn new() -> Self {
+        Self { said: HashMap::new(), objects: 0, swept: None, waiting: HashMap::new() }
+    }
+
+    /// Forgets what was said long ago, unless that was done a moment ago.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now.saturating_duration_since(swept) < SWEEP) {
+            return;
+        }
+        self.swept = Some(now);
+        self.said.retain(|_, objects| {
+            objects.retain(|_, said| now.saturating_duration_since(said.since) < OBJECT.1);
+            !objects.is_empty()
+        });
+        self.objects = self.said.values().map(HashMap::len).sum();
+    }
+
+    /// Looks whether an object may be told that: not twice in a while, and not too much.
+    fn look(&mut self, (namespace, name): (&str, &str), text: &Sha256, now: Instant) -> News {
+        let said = self.said.get(namespace).and_then(|objects| objects.get(name));
+        let is_known = said.is_some();
+        let said = said.filter(|said| now.saturating_duration_since(said.since) < OBJECT.1);
+        if said.is_some_and(|said| said.texts.contains(text)) {
+            return News::Said;
+        }
+        let too_many = said.is_some_and(|said| said.texts.len() >= OBJECT.0)
+            || self.waiting.get(namespace).is_some_and(|waiting| *waiting >= OF_NAMESPACE);
+        if too_many {
+            return News::TooMany;
+        }
+        if is_known {
+            return News::New;
+        }
+        let full = |book: &Self| {
+            book.objects >= MOST_OBJECTS
+                || book.said.get(namespace).is_some_and(|objects| objects.len() >= MOST_IN_NAMESPACE)
+        };
+        if full(self) {
+            self.sweep(now);
+        }
+        if full(self) { News::TooMany } else { News::New }
+    }
+
+    /// Notes that an object was told that.
+    fn note(&mut self, (namespace, name): (String, String), text: Sha256, now: Instant) {
+        let objects = self.said.entry(namespace).or_default();
+        let before = objects.len();
+        let said = objects.entry(name).or_insert_with(|| Said { since: now, texts: Vec::new() });
+        if now.saturating_duration_since(said.since) >= OBJECT.1 {
+            *said = Said { since: now, texts: Vec::new() };
+        }
+        said.texts.push(text);
+        self.objects += objects.len() - before;
+    }
+}
+
+/// One place of a namespace among what waits.
+#[derive(Debug)]
+struct Share {
+    namespace: String,
+    book: Arc<Mutex<Book>>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = book.waiting.get_mut(&self.namespace) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                book.waiting.remove(&self.namespace);
+            }
+        }
+    }
+}
+
 /// Takes Events for the task that writes them. The task ends with the last of its handles.
 #[derive(Clone, Debug)]
 pub(super) struct Events {
     warnings: mpsc::Sender<Waiting>,
     others: mpsc::Sender<Waiting>,
-    said: Arc<Mutex<HashMap<(String, String), Said>>>,
+    book: Arc<Mutex<Book>>,
     counts: Arc<Counts>,
 }
 
@@ -85,70 +181,73 @@ impl Events {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (warnings, first) = mpsc::channel(WAITING);
         let (others, second) = mpsc::channel(WAITING);
-        let events = Self { warnings, others, said: Arc::default(), counts: Arc::clone(&counts) };
+        let book = Arc::new(Mutex::new(Book::new()));
+        let events = Self { warnings, others, book, counts: Arc::clone(&counts) };
         (events, write(client, lead, counts, first, second))
     }
 
-    /// Says that something is as it should be.
-    pub(super) fn tell(&self, about: &ObjectReference, reason: &str, action: &str, note: &str) {
-        self.publish(false, about, reason, action, note);
+    /// Says that something is as it should be. Returns whether it is on its way, or was said lately.
+    pub(super) fn tell(&self, about: &ObjectReference, reason: &str, action: &str, note: &str) -> bool {
+        self.publish(false, about, reason, action, note)
     }
 
-    /// Says that something is not.
-    pub(super) fn warn(&self, about: &ObjectReference, reason: &str, action: &str, note: &str) {
-        self.publish(true, about, reason, action, note);
+    /// Says that something is not. Returns whether it is on its way, or was said lately.
+    pub(super) fn warn(&self, about: &ObjectReference, reason: &str, action: &str, note: &str) -> bool {
+        self.publish(true, about, reason, action, note)
     }
 
-    fn publish(&self, warning: bool, about: &ObjectReference, reason: &str, action: &str, note: &str) {
+    fn publish(
+        &self,
+        warning: bool,
+        about: &ObjectReference,
+        reason: &str,
+        action: &str,
+        note: &str,
+    ) -> bool {
         let note = plain(note, MOST_NOTE);
-        match self.is_new(about, reason, &note, Instant::now()) {
-            News::New => {}
-            News::Said => return,
-            News::TooMany => {
-                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
+        let news = self.enqueue(warning, about, reason, action, note, Instant::now());
+        if news == News::TooMany {
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        let event = Waiting {
+        news != News::TooMany
+    }
+
+    /// Queues what is new, and notes it as said only then.
+    fn enqueue(
+        &self,
+        warning: bool,
+        about: &ObjectReference,
+        reason: &str,
+        action: &str,
+        note: String,
+        now: Instant,
+    ) -> News {
+        let text = Sha256::of(format!("{reason}\n{note}").as_bytes());
+        let namespace = about.namespace.clone().unwrap_or_default();
+        let name = about.name.clone().unwrap_or_default();
+        let queue = if warning { &self.warnings } else { &self.others };
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = book.look((&namespace, &name), &text, now);
+        if news != News::New {
+            return news;
+        }
+        let Ok(place) = queue.try_reserve() else { return News::TooMany };
+        *book.waiting.entry(namespace.clone()).or_default() += 1;
+        book.note((namespace.clone(), name), text, now);
+        drop(book);
+        place.send(Waiting {
             warning,
             about: about.clone(),
             reason: reason.to_owned(),
             action: action.to_owned(),
             note,
-        };
-        let queue = if warning { &self.warnings } else { &self.others };
-        if queue.try_send(event).is_err() {
-            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Looks whether an object was told that lately, or too much.
-    fn is_new(&self, about: &ObjectReference, reason: &str, note: &str, now: Instant) -> News {
-        let text = Sha256::of(format!("{reason}\n{note}").as_bytes());
-        let object = (about.namespace.clone().unwrap_or_default(), about.name.clone().unwrap_or_default());
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.len() >= MOST_OBJECTS {
-            said.retain(|_, said| now.duration_since(said.since) < OBJECT.1);
-        }
-        if said.len() >= MOST_OBJECTS && !said.contains_key(&object) {
-            return News::TooMany;
-        }
-        let said = said.entry(object).or_insert_with(|| Said { since: now, texts: Vec::new() });
-        if now.duration_since(said.since) >= OBJECT.1 {
-            *said = Said { since: now, texts: Vec::new() };
-        }
-        if said.texts.contains(&text) {
-            return News::Said;
-        }
-        if said.texts.len() >= OBJECT.0 {
-            return News::TooMany;
-        }
-        said.texts.push(text);
-        News::New
+            share: Share { namespace, book: Arc::clone(&self.book) },
+        });
+        news
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum News {
     New,
     Said,
@@ -225,7 +324,8 @@ impl Allowance {
 
 /// Returns the object. Its name begins with that of what it is about, as far as there is room.
 fn event(waiting: Waiting, number: u64, now: jiff::Timestamp) -> Event {
-    let Waiting { warning, about, reason, action, note } = waiting;
+    let Waiting { warning, about, reason, action, note, share } = waiting;
+    drop(share);
     let name = about.name.as_deref().unwrap_or("egress-controller");
     let hash = Sha256::of(format!("{name} {number} {}", now.as_nanosecond()).as_bytes()).to_string();
     // Names are ASCII, and none of their parts may end with a dot or a dash.
@@ -264,7 +364,8 @@ mod tests {
     fn events() -> (Events, mpsc::Receiver<Waiting>, mpsc::Receiver<Waiting>) {
         let (warnings, first) = mpsc::channel(WAITING);
         let (others, second) = mpsc::channel(WAITING);
-        (Events { warnings, others, said: Arc::default(), counts: Arc::default() }, first, second)
+        let book = Arc::new(Mutex::new(Book::new()));
+        (Events { warnings, others, book, counts: Arc::default() }, first, second)
     }
 
     #[test]
@@ -281,23 +382,76 @@ mod tests {
         assert_eq!(others.try_recv().expect("it is another sort").reason, "Accepted");
     }
 
+    fn in_namespace(namespace: &str, name: &str) -> ObjectReference {
+        ObjectReference { namespace: Some(namespace.to_owned()), ..about(name) }
+    }
+
+    fn all(queue: &mut mpsc::Receiver<Waiting>) -> usize {
+        std::iter::from_fn(|| queue.try_recv().ok()).count()
+    }
+
     #[test]
     fn one_object_has_a_bounded_number_and_the_queue_is_bounded() {
         let (events, mut warnings, _others) = events();
         for number in 0..100 {
             events.warn(&about("web"), "Rejected", "Generate", &number.to_string());
         }
-        let count =
-            |warnings: &mut mpsc::Receiver<Waiting>| std::iter::from_fn(|| warnings.try_recv().ok()).count();
-        assert_eq!(count(&mut warnings), OBJECT.0);
+        assert_eq!(all(&mut warnings), OBJECT.0);
         assert_eq!(events.counts.dropped.load(Ordering::Relaxed), 80);
         let later = Instant::now() + OBJECT.1;
-        assert_eq!(events.is_new(&about("web"), "Rejected", "0", later), News::New, "it is told again");
+        let again = |now| events.enqueue(true, &about("web"), "Rejected", "Generate", "0".to_owned(), now);
+        assert_eq!(again(later), News::New, "it is told again");
+        assert_eq!(again(later), News::Said);
+        assert_eq!(all(&mut warnings), 1);
         for number in 0..WAITING + 10 {
-            events.warn(&about(&format!("web-{number}")), "Rejected", "Generate", "x");
+            let about = in_namespace(&format!("team-{}", number / 100), "web");
+            events.warn(&about, "Rejected", "Generate", &number.to_string());
+            let other = in_namespace(&format!("other-{number}"), "web");
+            events.warn(&other, "Rejected", "Generate", "x");
         }
-        assert_eq!(count(&mut warnings), WAITING);
-        assert_eq!(events.counts.dropped.load(Ordering::Relaxed), 90);
+        assert_eq!(all(&mut warnings), WAITING);
+    }
+
+    #[test]
+    fn a_namespace_takes_no_more_than_its_share() {
+        let (events, mut warnings, _others) = events();
+        let warn = |namespace: &str, number: usize| {
+            events.warn(&in_namespace(namespace, &format!("web-{number}")), "Rejected", "Generate", "x")
+        };
+        let taken = (0..WAITING * 2).filter(|number| warn("loud", *number)).count();
+        assert_eq!(taken, OF_NAMESPACE);
+        assert!(warn("quiet", 0), "another one has its own");
+        assert!(!warn("loud", OF_NAMESPACE), "what was dropped is not taken for said");
+        assert_eq!(all(&mut warnings), OF_NAMESPACE + 1);
+        assert!(events.book.lock().expect("nobody panicked").waiting.is_empty(), "it is given back");
+        assert!(warn("loud", OF_NAMESPACE), "it is said when there is room");
+        let mut next = OF_NAMESPACE + 1;
+        while next < MOST_IN_NAMESPACE {
+            assert!(warn("loud", next));
+            warnings.try_recv().expect("it waits");
+            next += 1;
+        }
+        assert_eq!(all(&mut warnings), 1);
+        assert!(!warn("loud", next), "its objects are bounded");
+        assert!(warn("quiet", 1));
+    }
+
+    #[test]
+    fn what_was_said_long_ago_makes_room_without_a_walk_each_time() {
+        let mut book = Book::new();
+        let start = Instant::now();
+        let text = || Sha256::of(b"x");
+        for number in 0..MOST_IN_NAMESPACE {
+            book.note(("loud".to_owned(), number.to_string()), text(), start);
+        }
+        assert_eq!(book.look(("loud", "more"), &text(), start), News::TooMany);
+        assert_eq!(book.swept, Some(start));
+        let soon = start + SWEEP / 2;
+        assert_eq!(book.look(("loud", "more"), &text(), soon), News::TooMany);
+        assert_eq!(book.swept, Some(start), "it was looked a moment ago");
+        let late = start + OBJECT.1;
+        assert_eq!(book.look(("loud", "more"), &text(), late), News::New);
+        assert_eq!((book.objects, book.said.len()), (0, 0));
     }
 
     #[test]
@@ -318,6 +472,7 @@ mod tests {
             reason: "Rejected".to_owned(),
             action: "Generate".to_owned(),
             note: "n".to_owned(),
+            share: Share { namespace: "shop".to_owned(), book: Arc::new(Mutex::new(Book::new())) },
         };
         let now = jiff::Timestamp::UNIX_EPOCH;
         let long = format!("{}.{}", "a".repeat(199), "b".repeat(53));

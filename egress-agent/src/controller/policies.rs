@@ -539,22 +539,25 @@ impl Reconciler {
                 }
             }
         }
-        for (id, lines) in &say {
+        for (id, lines) in &mut say {
             let before = self.told.get(id);
             let owner = self.owners.as_ref().and_then(|owners| owners.get(id));
-            for (reason, note) in lines {
-                if before.is_some_and(|before| before.contains(&(*reason, note.clone())))
-                    || self.writer.lead.permit().is_err()
-                {
-                    continue;
+            // What there was no room for is said at the next look.
+            lines.retain(|line| {
+                let (reason, note) = line;
+                if before.is_some_and(|before| before.contains(line)) {
+                    return true;
+                }
+                if self.writer.lead.permit().is_err() {
+                    return false;
                 }
                 let about = reference(id, owner.map(String::as_str));
                 if matches!(*reason, "Accepted" | "Generated") {
-                    self.writer.events.tell(&about, reason, "Generate", note);
+                    self.writer.events.tell(&about, reason, "Generate", note)
                 } else {
-                    self.writer.events.warn(&about, reason, "Generate", note);
+                    self.writer.events.warn(&about, reason, "Generate", note)
                 }
-            }
+            });
         }
         self.told = say;
     }
