@@ -2,15 +2,22 @@
 //!
 //! Nodes are registered with the taint, by kubelet or by whoever makes them. Here it is taken away when the agent's pod on a node is ready,
 //! and never put back: an agent that goes leaves what is pinned in force. Agents' pods are watched, not nodes, so that a node costs one
-//! read for each time its agent becomes ready.
+//! read for each time its agent becomes ready. Now and then all nodes are listed from the cache of the API server: one that was made anew
+//! under its name is another one, and a pod that became ready before its node was made says nothing of it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::{
+    api::core::v1::{Node, Pod, Taint},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event},
@@ -20,12 +27,22 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::Lead;
+use crate::k8s::summary::plain;
 
 /// The labels of agents' pods.
 const AGENTS: &str = "app.kubernetes.io/name=egress-agent,app.kubernetes.io/component=agent";
 
 /// When nodes are tried again that could not be changed.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// When it is looked again which nodes there are.
+const NOW_AND_THEN: Duration = Duration::from_secs(60);
+
+/// How long a list of all nodes may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long an error may be that is told, in bytes.
+const MOST_ERROR: usize = 500;
 
 /// How often a node is read anew because somebody else has changed it meanwhile.
 const RACES: usize = 5;
@@ -45,10 +62,34 @@ pub(super) struct Remover {
     agents: Api<Pod>,
     taint: String,
     lead: Lead,
-    /// Nodes that were looked at since their agent became ready.
-    done: BTreeSet<String>,
+    /// The agents that are ready, by node.
+    ready: BTreeMap<String, Ready>,
+    /// Nodes that were looked at since their agent became ready, with their UID; nothing for one that was not there.
+    done: BTreeMap<String, Option<String>>,
     /// Nodes with a ready agent that are to be looked at.
     waiting: BTreeSet<String>,
+    /// What was said last of a node that could not be changed.
+    said: BTreeMap<String, String>,
+}
+
+/// An agent that is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ready {
+    /// The name of its pod.
+    pod: String,
+    /// Since when, if it says so.
+    since: Option<Time>,
+}
+
+/// What became of a node.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The taint is gone.
+    Untainted,
+    /// It was not there.
+    Free,
+    /// The node is younger than what its pod says.
+    Younger,
 }
 
 impl Remover {
@@ -58,8 +99,10 @@ impl Remover {
             agents: Api::namespaced(client.clone(), &options.agents),
             taint: options.taint.clone(),
             lead,
-            done: BTreeSet::new(),
+            ready: BTreeMap::new(),
+            done: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            said: BTreeMap::new(),
         }
     }
 
@@ -68,6 +111,8 @@ impl Remover {
         let config = watcher::Config::default().labels(AGENTS).page_size(100);
         let mut events = Box::pin(watcher::watcher(self.agents.clone(), config).default_backoff());
         let mut listed = BTreeSet::new();
+        let mut round = tokio::time::interval(NOW_AND_THEN);
+        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -75,16 +120,22 @@ impl Remover {
                     self.look().await;
                     continue;
                 }
+                _ = round.tick() => {
+                    self.list().await;
+                    continue;
+                }
             };
             match event.expect("a watcher never ends") {
                 Ok(Event::Init) => listed.clear(),
                 Ok(Event::InitApply(pod)) => {
-                    listed.extend(ready_on(&pod).map(str::to_owned));
+                    listed.extend(ready_on(&pod).map(|(node, _)| node.to_owned()));
                     self.see(&pod);
                 }
                 Ok(Event::InitDone) => {
-                    self.done.retain(|node| listed.contains(node));
+                    self.ready.retain(|node, _| listed.contains(node));
+                    self.done.retain(|node, _| listed.contains(node));
                     self.waiting.retain(|node| listed.contains(node));
+                    self.said.retain(|node, _| listed.contains(node));
                     self.look().await;
                 }
                 Ok(Event::Apply(pod)) => {
@@ -102,41 +153,107 @@ impl Remover {
 
     /// Takes in what a pod is now, and says whether its node is to be looked at.
     fn see(&mut self, pod: &Pod) -> bool {
-        let Some(node) = ready_on(pod) else {
+        let Some((node, since)) = ready_on(pod) else {
             self.forget(pod);
             return false;
         };
-        !self.done.contains(node) && self.waiting.insert(node.to_owned())
+        let ready = Ready { pod: pod.metadata.name.clone().unwrap_or_default(), since: since.cloned() };
+        let is_new = self.ready.insert(node.to_owned(), ready.clone()) != Some(ready);
+        (is_new || !self.done.contains_key(node)) && self.waiting.insert(node.to_owned())
     }
 
+    /// Forgets what a pod has said that is not ready any more. What another one of its node says stays.
     fn forget(&mut self, pod: &Pod) {
-        if let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) {
+        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) else { return };
+        if self.ready.get(node).is_some_and(|ready| pod.metadata.name.as_ref() == Some(&ready.pod)) {
+            self.ready.remove(node);
             self.done.remove(node);
             self.waiting.remove(node);
+            self.said.remove(node);
+        }
+    }
+
+    /// Sees which nodes are others than those that were looked at.
+    async fn list(&mut self) {
+        if self.ready.is_empty() {
+            return;
+        }
+        let params = ListParams::default().match_any();
+        match tokio::time::timeout(PATIENCE, self.nodes.list_metadata(&params)).await {
+            Ok(Ok(list)) => {
+                let nodes = list.items.into_iter().map(|node| (node.metadata.name, node.metadata.uid));
+                self.compare(nodes.filter_map(|(name, uid)| Some((name?, uid))).collect());
+            }
+            failed => {
+                let error = match failed {
+                    Ok(Err(error)) => plain(&error.to_string(), MOST_ERROR),
+                    _ => "no answer in time".to_owned(),
+                };
+                self.complain("(all)", "which nodes there are", error);
+                return;
+            }
+        }
+        self.said.remove("(all)");
+        self.look().await;
+    }
+
+    /// Takes for waiting what has a ready agent and was not looked at, or was another one then.
+    fn compare(&mut self, nodes: BTreeMap<String, Option<String>>) {
+        for (node, uid) in nodes {
+            if self.ready.contains_key(&node) && self.done.get(&node) != Some(&uid) {
+                self.done.remove(&node);
+                self.waiting.insert(node);
+            }
+        }
+    }
+
+    /// Says once what is in the way of a node.
+    fn complain(&mut self, node: &str, what: &str, error: String) {
+        if self.said.get(node) != Some(&error) {
+            warn!(%node, taint = %self.taint, error, "the start-up taint cannot be taken away: {what}; it is tried again");
+            self.said.insert(node.to_owned(), error);
         }
     }
 
     /// Looks at the nodes that wait for it; those that could not be changed go on waiting.
     async fn look(&mut self) {
         for node in self.waiting.clone() {
-            match self.untaint(&node).await {
-                Ok(true) => info!(%node, taint = %self.taint, "the node takes pods: its agent is ready"),
-                Ok(false) => {}
+            let since = self.ready.get(&node).and_then(|ready| ready.since.clone());
+            let (outcome, uid) = match self.untaint(&node, since.as_ref()).await {
+                Ok(done) => done,
                 Err(error) => {
-                    warn!(%node, taint = %self.taint, %error, "the start-up taint cannot be taken away; it is tried again");
+                    self.complain(&node, "the node", plain(&error.to_string(), MOST_ERROR));
                     continue;
                 }
-            }
+            };
             self.waiting.remove(&node);
-            self.done.insert(node);
+            match outcome {
+                Outcome::Younger => {
+                    // It is looked at again when its pod says something new, and now and then.
+                    self.done.remove(&node);
+                    let why = "the pod there was ready before the node was made, or does not say since when";
+                    self.complain(&node, "the agent", why.to_owned());
+                    continue;
+                }
+                Outcome::Untainted => {
+                    info!(%node, taint = %self.taint, "the node takes pods: its agent is ready");
+                }
+                Outcome::Free => {}
+            }
+            self.said.remove(&node);
+            self.done.insert(node, uid);
         }
     }
 
-    /// Takes the taint from a node, and says whether it was there.
-    async fn untaint(&self, name: &str) -> anyhow::Result<bool> {
+    /// Takes the taint from a node whose agent is ready since then, and says what became of it, and of which node.
+    async fn untaint(&self, name: &str, since: Option<&Time>) -> anyhow::Result<(Outcome, Option<String>)> {
         for _ in 0..RACES {
-            let Some(node) = self.nodes.get_opt(name).await? else { return Ok(false) };
-            let Some(left) = without(&node, &self.taint) else { return Ok(false) };
+            let Some(node) = self.nodes.get_opt(name).await? else { return Ok((Outcome::Free, None)) };
+            let uid = node.metadata.uid.clone();
+            let Some(left) = without(&node, &self.taint) else { return Ok((Outcome::Free, uid)) };
+            if !is_of(&node, since) {
+                return Ok((Outcome::Younger, uid));
+            }
             self.lead.permit()?;
             // With the version that was read: taints of others come and go.
             let patch = json!({
@@ -144,7 +261,7 @@ impl Remover {
                 "spec": { "taints": left },
             });
             match self.nodes.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok((Outcome::Untainted, uid)),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 Err(error) => return Err(error.into()),
             }
@@ -153,12 +270,21 @@ impl Remover {
     }
 }
 
-/// Returns the node of a pod that is ready and does not end.
-fn ready_on(pod: &Pod) -> Option<&str> {
+/// Returns the node of a pod that is ready and does not end, and since when it is ready.
+fn ready_on(pod: &Pod) -> Option<(&str, Option<&Time>)> {
     let conditions = pod.status.as_ref()?.conditions.as_deref()?;
-    let is_ready = conditions.iter().any(|one| one.type_ == "Ready" && one.status == "True");
+    let ready = conditions.iter().find(|one| one.type_ == "Ready" && one.status == "True")?;
     let stays = pod.metadata.deletion_timestamp.is_none();
-    pod.spec.as_ref()?.node_name.as_deref().filter(|_| is_ready && stays)
+    let node = pod.spec.as_ref()?.node_name.as_deref().filter(|_| stays)?;
+    Some((node, ready.last_transition_time.as_ref()))
+}
+
+/// Returns whether a pod that is ready since then can be of this node, and not of one that had its name before.
+fn is_of(node: &Node, since: Option<&Time>) -> bool {
+    match (since, &node.metadata.creation_timestamp) {
+        (Some(since), Some(made)) => since.0 >= made.0,
+        _ => false,
+    }
 }
 
 /// Returns the taints of a node without this one, if it has it.
@@ -172,23 +298,90 @@ fn without(node: &Node, taint: &str) -> Option<Vec<Taint>> {
 mod tests {
     use super::*;
 
+    const SINCE: &str = "2026-11-22T10:00:00Z";
+
     fn pod(ready: &str, deleted: bool) -> Pod {
+        pod_of("agent", ready, SINCE, deleted)
+    }
+
+    fn pod_of(name: &str, ready: &str, since: &str, deleted: bool) -> Pod {
         let deleted = deleted.then_some("2026-11-22T00:00:00Z");
         serde_json::from_value(json!({
-            "metadata": { "name": "agent", "deletionTimestamp": deleted },
+            "metadata": { "name": name, "deletionTimestamp": deleted },
             "spec": { "nodeName": "node-a", "containers": [] },
-            "status": { "conditions": [{ "type": "Initialized", "status": "True" }, { "type": "Ready", "status": ready }] },
+            "status": { "conditions": [
+                { "type": "Initialized", "status": "True" },
+                { "type": "Ready", "status": ready, "lastTransitionTime": since },
+            ] },
         }))
         .expect("a pod")
     }
 
     #[test]
     fn only_a_pod_that_is_ready_and_stays_opens_its_node() {
-        assert_eq!(ready_on(&pod("True", false)), Some("node-a"));
-        assert_eq!(ready_on(&pod("False", false)), None);
-        assert_eq!(ready_on(&pod("Unknown", false)), None);
-        assert_eq!(ready_on(&pod("True", true)), None);
-        assert_eq!(ready_on(&Pod::default()), None);
+        let on = |pod: &Pod| ready_on(pod).map(|(node, since)| (node.to_owned(), since.is_some()));
+        assert_eq!(on(&pod("True", false)), Some(("node-a".to_owned(), true)));
+        assert_eq!(on(&pod("False", false)), None);
+        assert_eq!(on(&pod("Unknown", false)), None);
+        assert_eq!(on(&pod("True", true)), None);
+        assert_eq!(on(&Pod::default()), None);
+    }
+
+    #[test]
+    fn a_pod_that_was_ready_before_its_node_was_made_says_nothing_of_it() {
+        let node = |made: Option<&str>| -> Node {
+            serde_json::from_value(json!({ "metadata": { "creationTimestamp": made } })).expect("a node")
+        };
+        let pod = pod("True", false);
+        let since = ready_on(&pod).and_then(|(_, since)| since);
+        assert!(is_of(&node(Some("2026-11-22T09:59:00Z")), since));
+        assert!(is_of(&node(Some(SINCE)), since));
+        assert!(!is_of(&node(Some("2026-11-22T10:00:01Z")), since));
+        assert!(!is_of(&node(Some("2026-11-22T09:59:00Z")), None));
+        assert!(!is_of(&node(None), since));
+    }
+
+    fn remover() -> Remover {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
+        let client = Client::try_from(config).expect("a client that asks nobody");
+        let (_, standing) = tokio::sync::watch::channel(super::super::Standing::Unknown);
+        let options = Options { taint: "ours".to_owned(), agents: "agents".to_owned() };
+        Remover::new(&client, &options, Lead(standing))
+    }
+
+    #[tokio::test]
+    async fn a_node_is_looked_at_again_when_it_is_another_one() {
+        let mut remover = remover();
+        assert!(remover.see(&pod("True", false)));
+        let node = |uid: &str| BTreeMap::from([("node-a".to_owned(), Some(uid.to_owned()))]);
+        remover.waiting.clear();
+        remover.done = node("u-1");
+        assert!(!remover.see(&pod("True", false)), "nothing new");
+        remover.compare(node("u-1"));
+        assert!(remover.waiting.is_empty());
+        remover.compare(node("u-2"));
+        assert!(remover.waiting.contains("node-a") && remover.done.is_empty());
+        remover.waiting.clear();
+        remover.done = node("u-2");
+        assert!(remover.see(&pod_of("agent", "True", "2026-11-22T11:00:00Z", false)), "it is ready anew");
+        remover.forget(&pod_of("before", "False", SINCE, true));
+        assert!(remover.ready.contains_key("node-a"), "the pod before it is another one");
+        remover.forget(&pod("False", false));
+        assert!(remover.ready.is_empty() && remover.waiting.is_empty() && remover.done.is_empty());
+        remover.compare(node("u-3"));
+        assert!(remover.waiting.is_empty(), "no agent is ready there");
+    }
+
+    #[tokio::test]
+    async fn a_reason_is_said_once() {
+        let mut remover = remover();
+        remover.see(&pod("True", false));
+        remover.look().await;
+        let first = remover.said.get("node-a").cloned().expect("nobody answers");
+        assert!(remover.waiting.contains("node-a"), "it goes on waiting");
+        remover.look().await;
+        assert_eq!(remover.said.get("node-a"), Some(&first));
+        assert_eq!(remover.said.len(), 1);
     }
 
     #[test]

@@ -32,7 +32,12 @@ fn agent(node: &str) -> Value {
 }
 
 fn is_ready(ready: &str) -> Value {
-    json!({ "phase": "Running", "conditions": [{ "type": "Ready", "status": ready }] })
+    ready_since(ready, "2099-01-01T00:00:00Z")
+}
+
+fn ready_since(ready: &str, since: &str) -> Value {
+    let condition = json!({ "type": "Ready", "status": ready, "lastTransitionTime": since });
+    json!({ "phase": "Running", "conditions": [condition] })
 }
 
 /// Applies the component's rights and guard; a real server asks for both.
@@ -97,6 +102,10 @@ pub(crate) async fn taints(server: &Server) {
     until("the pod is gone", || server.get(&agent("late")).is_err());
     server.create(&node("late", &[TAINT])).expect("a node can be made");
     server.create(&agent("late")).expect("a pod can be made");
+    let before = ready_since("True", "2020-01-01T00:00:00Z");
+    server.set_status(&agent("late"), &before).expect("it is ready");
+    until("a pod of the node before says nothing", || one.says("ready before the node was made"));
+    assert_eq!(left("late"), [TAINT]);
     server.set_status(&agent("late"), &is_ready("True")).expect("it is ready");
     until("it takes pods again", || left("late").is_empty());
 
