@@ -23,6 +23,8 @@ pub const CONTROLLER: &str = "egress-agent.dev/controller";
 
 /// A node that has not written for so long, in seconds, counts as silent: agents write every ten minutes.
 pub const SILENT: u64 = 30 * 60;
+/// A node whose clock is so far ahead, in seconds, counts as silent, too: nobody could tell when it falls silent.
+pub const AHEAD: u64 = 5 * 60;
 /// How many findings of a policy are told.
 pub const MOST_FINDINGS: usize = 16;
 /// How long the text of one may be, in bytes.
@@ -198,7 +200,9 @@ pub struct NodeCounts {
     pub other: usize,
     /// Have that version, but not for all pods.
     pub behind: usize,
-    /// Have not told anything for long.
+    /// Only audit it, though it enforces (`--audit`).
+    pub auditing: usize,
+    /// Have not told anything for long, or by a clock that is ahead.
     pub silent: usize,
 }
 
@@ -253,9 +257,11 @@ pub struct NodesStatus {
     pub told: usize,
     /// How many of those have everything in force that is wanted.
     pub ready: usize,
+    /// How many would, but deny nothing (`--audit`).
+    pub auditing: usize,
     /// How many are not ready.
     pub not_ready: usize,
-    /// How many have not told anything for long.
+    /// How many have not told anything for long, or by a clock that is ahead.
     pub silent: usize,
     /// How many never have; null where it is not known which nodes there are.
     pub missing: Option<usize>,
@@ -271,7 +277,7 @@ impl NodesStatus {
     /// Returns whether every node has told that all is in force.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.not_ready == 0 && self.silent == 0 && self.missing.unwrap_or(0) == 0
+        self.not_ready == 0 && self.auditing == 0 && self.silent == 0 && self.missing.unwrap_or(0) == 0
     }
 }
 
@@ -321,9 +327,25 @@ pub fn overview(facts: &[Facts], nodes: Option<&Nodes>, now: u64) -> Overview {
     Overview { nodes: nodes.map(|nodes| status(nodes, now)), policies }
 }
 
-/// Returns whether a node has been silent for long, and for how long.
-fn silent(summary: &Summary, now: u64) -> Option<u64> {
-    Some(now.saturating_sub(summary.written)).filter(|age| *age >= SILENT)
+/// Returns how a node has been silent, if it counts as that.
+fn silent(node: &str, summary: &Summary, now: u64) -> Option<String> {
+    let (age, ahead) = (now.saturating_sub(summary.written), summary.written.saturating_sub(now));
+    if ahead >= AHEAD {
+        return Some(format!(
+            "node {node} tells of a time {} minutes from now: its clock is ahead",
+            ahead / 60
+        ));
+    }
+    (age >= SILENT).then(|| format!("node {node} has told nothing for {} minutes", age / 60))
+}
+
+/// Returns how many nodes only audit, in words.
+fn only_audit(nodes: usize) -> Option<String> {
+    match nodes {
+        0 => None,
+        1 => Some("1 node only audits (--audit)".to_owned()),
+        _ => Some(format!("{nodes} nodes only audit (--audit)")),
+    }
 }
 
 fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, now: u64) -> PolicyStatus {
@@ -335,9 +357,9 @@ fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, now: u64) -> PolicyStat
         pods += u64::from(held.pods);
         pods_behind += u64::from(held.behind.min(held.pods));
         holds_some |= !held.revision.is_empty() && Some(&held.revision) != facts.written.as_ref();
-        let line = if let Some(age) = silent(summary, now) {
+        let line = if let Some(line) = silent(node, summary, now) {
             nodes.silent += 1;
-            format!("node {node} has told nothing for {} minutes", age / 60)
+            line
         } else if Some(&held.revision) != facts.accepted.as_ref() {
             nodes.other += 1;
             match held.revision.is_empty() {
@@ -352,6 +374,10 @@ fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, now: u64) -> PolicyStat
                 held.pods.saturating_sub(held.behind),
                 held.pods
             )
+        } else if summary.audit && !facts.audit {
+            // All of them are told in one line.
+            nodes.auditing += 1;
+            continue;
         } else {
             nodes.enforcing += 1;
             continue;
@@ -376,9 +402,11 @@ fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, now: u64) -> PolicyStat
     let wanting = nodes.selected - nodes.enforcing;
     // Without a version that counts, every node has another one.
     if facts.accepted.is_some() && wanting > 0 {
-        if wanting > lines.len() {
-            lines.push(format!("and {} more nodes", wanting - lines.len()));
+        let more = wanting - nodes.auditing - lines.len();
+        if more > 0 {
+            lines.push(format!("and {more} more nodes"));
         }
+        reasons.extend(only_audit(nodes.auditing));
         reasons.extend(lines);
     }
     reasons.extend(facts.unresolved.iter().map(|line| plain(line, MOST_TEXT)));
@@ -418,9 +446,11 @@ fn status(nodes: &Nodes, now: u64) -> NodesStatus {
             let revisions = status.ranges.entry(provider.clone()).or_default();
             *revisions.entry(revision.clone()).or_default() += 1;
         }
-        if let Some(age) = silent(summary, now) {
+        if let Some(line) = silent(node, summary, now) {
             status.silent += 1;
-            lines.push(format!("node {node} has told nothing for {} minutes", age / 60));
+            lines.push(line);
+        } else if summary.ready && summary.audit {
+            status.auditing += 1;
         } else if summary.ready {
             status.ready += 1;
         } else {
@@ -435,7 +465,8 @@ fn status(nodes: &Nodes, now: u64) -> NodesStatus {
         lines.extend(missing.iter().map(|node| format!("node {node} tells nothing")));
     }
     let more = lines.len().saturating_sub(MOST_NODES);
-    status.reasons = lines.iter().take(MOST_NODES).map(|line| plain(line, MOST_TEXT)).collect();
+    status.reasons = only_audit(status.auditing).into_iter().collect();
+    status.reasons.extend(lines.iter().take(MOST_NODES).map(|line| plain(line, MOST_TEXT)));
     if more > 0 {
         status.reasons.push(format!("and {more} more"));
     }

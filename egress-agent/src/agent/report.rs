@@ -139,6 +139,7 @@ impl Node {
         if let Some(publisher) = &self.publisher {
             families.push(metrics::summary_writes(&publisher.counts()));
         }
+        families.push(metrics::audit_only(self.config.audit));
         families.push(metrics::clock_check(self.clock_checked));
         families.push(metrics::build_info(
             env!("CARGO_PKG_VERSION"),

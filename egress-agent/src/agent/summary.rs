@@ -178,6 +178,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             written: clock::wall_seconds_and_fraction().0,
             ready,
+            audit: self.config.audit,
             reasons: Summary::few(&reasons),
             ranges,
             policies: held,

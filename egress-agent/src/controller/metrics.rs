@@ -79,7 +79,7 @@ const REPORTS: Description = Description {
 };
 const NODES: Description = Description {
     name: "egress_nodes",
-    help: "Nodes, by what their agents tell: ready, not ready, silent for long, or never heard of.",
+    help: "Nodes, by what their agents tell: ready, ready but only auditing, not ready, silent for long, or never heard of.",
     kind: Kind::Gauge,
     unit: None,
 };

@@ -53,8 +53,14 @@ const MOST_WRITES: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Nodes that take no agent.
 const NO_AGENT: &str = "eks.amazonaws.com/compute-type!=fargate";
-/// How many objects one page of a list has.
-const PAGE: u32 = 100;
+/// How many Reports one page of a list has: each may have the 1.5 MiB of an object in etcd.
+const PAGE: u32 = 10;
+/// How many of the writes each time are kept for Reports to be deleted.
+const MOST_DELETES: usize = 20;
+/// After so many failures each time the rest waits for the next.
+const MOST_FAILURES: usize = 5;
+/// How long a Report waits that could not be written: so many times the time between two looks after the first failure, and at most.
+const PAUSES: (u32, u32) = (2, 32);
 
 /// Which Reports are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +117,7 @@ impl Counts {
         let nodes = overview.nodes.as_ref().map_or_else(Vec::new, |nodes| {
             let mut counts = vec![
                 ("ready", nodes.ready as u64),
+                ("audit", nodes.auditing as u64),
                 ("not_ready", nodes.not_ready as u64),
                 ("silent", nodes.silent as u64),
             ];
@@ -190,6 +197,10 @@ pub(super) struct Reporter {
     present: BTreeMap<Place, Value>,
     /// Names that somebody else has taken.
     taken: BTreeSet<Place>,
+    /// Reports that could not be written or deleted: when they are tried again, and how many looks they wait after that.
+    waits: BTreeMap<Place, (Instant, u32)>,
+    /// The first namespace that the last round had no writes left for.
+    next: Option<String>,
     /// When the API server is asked anew what it has.
     look: Instant,
     /// What was said last, so that it is said once.
@@ -217,6 +228,8 @@ impl Reporter {
             known: BTreeSet::new(),
             present: BTreeMap::new(),
             taken: BTreeSet::new(),
+            waits: BTreeMap::new(),
+            next: None,
             look: Instant::now(),
             said: BTreeMap::new(),
         }
@@ -355,8 +368,11 @@ impl Reporter {
 
     async fn list(&self, dialect: Dialect) -> Result<Vec<(Place, Value)>, Trouble> {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(dialect));
-        let mut params =
-            ListParams::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1)).limit(PAGE);
+        // What is called otherwise is nothing to us, however much of it there is.
+        let mut params = ListParams::default()
+            .labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1))
+            .fields(&format!("metadata.name={NAME}"))
+            .limit(PAGE);
         let mut listed = Vec::new();
         loop {
             let page = within(api.list(&params)).await?;
@@ -364,7 +380,7 @@ impl Reporter {
                 let value = serde_json::to_value(object)?;
                 let namespace = value["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
                 if value["metadata"]["name"] == NAME && self.is_ours(&value) {
-                    listed.push(((dialect, namespace), value));
+                    listed.push(((dialect, namespace), report::kept(value)));
                 }
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -379,13 +395,14 @@ impl Reporter {
         object["metadata"]["annotations"][CONTROLLER] == self.options.instance.as_str()
     }
 
-    /// Writes what differs, and deletes what is not wanted.
+    /// Writes what differs, and deletes what is not wanted. It begins where the last round had to end.
     async fn write(&mut self, chosen: Option<Dialect>, reports: &BTreeMap<String, Report>, now: u64) {
-        let mut left = MOST_WRITES;
-        for (namespace, report) in reports {
+        let mut left = MOST_WRITES - MOST_DELETES;
+        let mut failures = 0;
+        for (namespace, report) in from(reports, self.next.take().as_deref()) {
             let Some(dialect) = chosen else { break };
             let place = (dialect, namespace.clone());
-            if self.taken.contains(&place) {
+            if self.taken.contains(&place) || self.has_to_wait(&place) {
                 continue;
             }
             let before = self.present.get(&place);
@@ -393,8 +410,12 @@ impl Reporter {
             if before.is_some_and(|before| report::says_the_same(before, &object)) {
                 continue;
             }
-            if left == 0 || self.lead.permit().is_err() {
+            if self.lead.permit().is_err() {
                 return;
+            }
+            if left == 0 || failures >= MOST_FAILURES {
+                self.next = Some(namespace.clone());
+                break;
             }
             left -= 1;
             object["metadata"]["resourceVersion"] = match before {
@@ -404,25 +425,48 @@ impl Reporter {
                 }
                 None => ABSENT.into(),
             };
-            self.apply(place, &object).await;
+            let well = self.apply(place.clone(), &object).await;
+            failures += usize::from(!well);
+            self.note(place, well);
         }
         let wanted = |place: &Place| Some(place.0) == chosen && reports.contains_key(&place.1);
         let gone: Vec<(Place, Value)> = self
             .present
             .iter()
-            .filter(|(place, _)| !wanted(place))
-            .map(|(place, object)| (place.clone(), object.clone()))
+            .filter(|(place, _)| !wanted(place) && !self.has_to_wait(place))
+            .map(|(place, object)| (place.clone(), object["metadata"].clone()))
+            .take(left + MOST_DELETES)
             .collect();
-        for (place, object) in gone {
-            if left == 0 || self.lead.permit().is_err() {
+        for (place, meta) in gone {
+            if failures >= MOST_FAILURES || self.lead.permit().is_err() {
                 return;
             }
-            left -= 1;
-            self.delete(place, &object).await;
+            let well = self.delete(place.clone(), &meta).await;
+            failures += usize::from(!well);
+            self.note(place, well);
         }
+        let present = &self.present;
+        self.waits.retain(|place, _| present.contains_key(place) || reports.contains_key(&place.1));
     }
 
-    async fn apply(&mut self, place: Place, object: &Value) {
+    /// Returns whether a place has failed, and its time has not come yet.
+    fn has_to_wait(&self, place: &Place) -> bool {
+        self.waits.get(place).is_some_and(|(until, _)| Instant::now() < *until)
+    }
+
+    /// Notes how it went with a place. One that fails waits longer each time.
+    fn note(&mut self, place: Place, well: bool) {
+        if well {
+            self.waits.remove(&place);
+            return;
+        }
+        let looks = self.waits.get(&place).map_or(PAUSES.0, |(_, looks)| *looks);
+        let until = Instant::now() + self.options.every * looks;
+        self.waits.insert(place, (until, (looks * 2).min(PAUSES.1)));
+    }
+
+    /// Writes a Report. Returns whether there is an answer that says how it stands.
+    async fn apply(&mut self, place: Place, object: &Value) -> bool {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &place.1, &resource(place.0));
         // Ours by its version: what somebody has changed of it meanwhile is put right.
         let params = PatchParams {
@@ -436,13 +480,13 @@ impl Reporter {
             Ok(written) => {
                 self.counts.written.fetch_add(1, Ordering::Relaxed);
                 debug!(namespace = place.1, "a Report is written");
-                self.present.insert(place, written);
+                self.present.insert(place, report::kept(written));
             }
             Err(error) if error.code() == 409 => {
                 if self.present.remove(&place).is_some() {
                     // It has changed since it was read. It is read again soon.
                     self.look = Instant::now();
-                    return;
+                    return true;
                 }
                 self.counts.conflicts.fetch_add(1, Ordering::Relaxed);
                 warn!(
@@ -456,13 +500,18 @@ impl Reporter {
             Err(error) if error.is_gone() => {
                 self.present.remove(&place);
             }
-            Err(error) => self.failed("writing a Report", &error),
+            Err(error) => {
+                self.failed("writing a Report", &error);
+                return false;
+            }
         }
+        true
     }
 
-    async fn delete(&mut self, place: Place, object: &Value) {
+    /// Deletes a Report that was seen with this metadata. Returns whether there is an answer that says how it stands.
+    async fn delete(&mut self, place: Place, meta: &Value) -> bool {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &place.1, &resource(place.0));
-        let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
+        let text = |field: &str| meta[field].as_str().map(str::to_owned);
         let preconditions = Preconditions { uid: text("uid"), resource_version: text("resourceVersion") };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match within(api.delete(NAME, &params)).await {
@@ -477,7 +526,67 @@ impl Reporter {
                 self.present.remove(&place);
                 self.look = Instant::now();
             }
-            Err(error) => self.failed("deleting a Report", &error),
+            Err(error) => {
+                self.failed("deleting a Report", &error);
+                return false;
+            }
         }
+        true
+    }
+}
+
+/// Returns all of them in turn, beginning with `first`.
+fn from<'a>(
+    reports: &'a BTreeMap<String, Report>,
+    first: Option<&str>,
+) -> impl Iterator<Item = (&'a String, &'a Report)> {
+    let first = first.unwrap_or_default().to_owned();
+    reports.range(first.clone()..).chain(reports.range(..first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reporter() -> Reporter {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
+        let client = Client::try_from(config).expect("a client that reaches nobody");
+        let options = Options {
+            summaries: "summaries".to_owned(),
+            choice: Choice::Auto,
+            instance: "one".to_owned(),
+            every: Duration::from_secs(30),
+        };
+        let lead = Lead(watch::channel(super::super::Standing::Unknown).1);
+        let facts = watch::channel(None).1;
+        Reporter::new(client, options, lead, Arc::default(), Arc::new(|| 7), facts)
+    }
+
+    #[test]
+    fn a_round_begins_where_the_last_one_ended() {
+        let reports: BTreeMap<String, Report> =
+            ["a", "b", "c"].map(|name| (name.to_owned(), Report::default())).into();
+        let names = |first| from(&reports, first).map(|(name, _)| name.as_str()).collect::<String>();
+        assert_eq!(
+            (names(None), names(Some("b")), names(Some("bb"))),
+            ("abc".into(), "bca".into(), "cab".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_place_that_fails_waits_longer_each_time() {
+        let mut reporter = reporter();
+        let (bad, good) =
+            ((Dialect::OpenReports, "bad".to_owned()), (Dialect::OpenReports, "good".to_owned()));
+        assert!(!reporter.has_to_wait(&bad));
+        let mut looks = Vec::new();
+        for _ in 0..7 {
+            reporter.note(bad.clone(), false);
+            looks.push(reporter.waits[&bad].1);
+        }
+        assert_eq!(looks, [4, 8, 16, 32, 32, 32, 32]);
+        assert!(reporter.has_to_wait(&bad) && !reporter.has_to_wait(&good));
+        reporter.note(bad.clone(), true);
+        assert!(!reporter.has_to_wait(&bad));
     }
 }

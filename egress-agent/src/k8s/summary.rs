@@ -35,6 +35,8 @@ const MOST_READ: usize = 64 << 10;
 const MOST_REASONS: usize = 8;
 /// How long one may be, in bytes.
 const MOST_REASON: usize = 300;
+/// How many providers' ranges are read.
+const MOST_PROVIDERS: usize = 32;
 /// How long a name may be in Kubernetes.
 const MOST_NAME: usize = 253;
 
@@ -48,6 +50,9 @@ pub struct Summary {
     pub written: u64,
     /// Whether everything wanted is in force.
     pub ready: bool,
+    /// Whether the agent takes every policy as one in audit mode, so that nothing is denied there.
+    #[serde(skip_serializing_if = "is_false")]
+    pub audit: bool,
     /// Why not, and what else somebody should look at: the first few.
     pub reasons: Vec<String>,
     /// The revision of each provider's ranges in force.
@@ -87,6 +92,11 @@ impl From<Held> for (String, u32, u32) {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_none(count: &usize) -> bool {
     *count == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Why an object is no summary.
@@ -208,6 +218,9 @@ impl Summary {
         read.version = plain(&read.version, 64);
         read.reasons = Self::few(&read.reasons);
         read.ranges.retain(|provider, _| provider.len() <= 64 && !provider.contains(is_hidden));
+        while read.ranges.len() > MOST_PROVIDERS {
+            read.ranges.pop_last();
+        }
         read.ranges.values_mut().for_each(|revision| *revision = plain(revision, 64));
         for held in read.policies.values_mut() {
             held.revision = plain(&held.revision, 64);
@@ -218,9 +231,10 @@ impl Summary {
     /// Returns whether it says the same as another, whenever they were written.
     #[must_use]
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let Self { version, written: _, ready, reasons, ranges, policies, more } = self;
+        let Self { version, written: _, ready, audit, reasons, ranges, policies, more } = self;
         *version == other.version
             && *ready == other.ready
+            && *audit == other.audit
             && *reasons == other.reasons
             && *ranges == other.ranges
             && *policies == other.policies
@@ -269,7 +283,10 @@ mod tests {
         assert_eq!((node.as_str(), &read), ("node-a", &written));
         assert_eq!(read.held(&NsName::new("team-1", "policy")), Some(&held("0123456789abcdef", 3, 1)));
         assert!(read.says_the_same(&Summary { written: 5, ..written.clone() }));
-        assert!(!read.says_the_same(&Summary { ready: false, ..written }));
+        assert!(!read.says_the_same(&Summary { ready: false, ..written.clone() }));
+        let audits = Summary { audit: true, ..written };
+        assert!(!read.says_the_same(&audits) && audits.text().contains(r#""ready":true,"audit":true,"#));
+        assert_eq!(Summary::read(object(&audits.text())).expect("it is a summary").1, audits);
     }
 
     #[test]
@@ -300,6 +317,10 @@ mod tests {
         assert_eq!(read.version, " [31mx");
         assert_eq!(read.reasons, ["a b "]);
         assert_eq!(read.policies["a/b"].revision, " ");
+        let ranges = (0..1000).map(|number| (format!("made-up-{number:04}"), "1".to_owned())).collect();
+        let many = Summary { ranges, ..summary(1) };
+        let (_, read) = Summary::read(object(&many.text())).expect("it is a summary");
+        assert_eq!(read.ranges.len(), MOST_PROVIDERS);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! There are two dialects of one shape, `wgpolicyk8s.io/v1alpha2` and `openreports.io/v1alpha1`; both are written from one struct.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,10 @@ const SOURCE: &str = "egress-agent";
 const MOST_RESULTS: usize = 500;
 /// How long the results may be together, in bytes of JSON. An object in etcd may have 1.5 MiB.
 const MOST_BYTES: usize = 512 << 10;
+/// How long the results of one that was read may be: ours, and what the API server adds to them.
+const MOST_READ: usize = MOST_BYTES + (64 << 10);
+/// How long each of its other fields may be.
+const MOST_OTHER: usize = 4 << 10;
 /// How long a message may be, in bytes.
 const MOST_MESSAGE: usize = 500;
 
@@ -141,6 +145,9 @@ fn lines(policy: &PolicyStatus) -> Vec<Line> {
     if policy.pods_behind > 0 {
         properties.push(("podsBehind", Some(policy.pods_behind.to_string())));
     }
+    if nodes.auditing > 0 {
+        properties.push(("nodesAuditing", Some(nodes.auditing.to_string())));
+    }
     main.properties = properties.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let mut lines = vec![main];
     for finding in &policy.findings {
@@ -226,18 +233,18 @@ impl Report {
             result.as_object_mut().map(|fields| fields.remove("timestamp"));
             result
         };
-        let known: Vec<(Value, &Value)> = before
-            .and_then(|before| before["results"].as_array())
-            .into_iter()
-            .flatten()
-            .map(|result| (without_time(result), &result["timestamp"]))
-            .collect();
+        // Of two that say the same the first counts.
+        let mut known: HashMap<Value, &Value> = HashMap::new();
+        let results = before.and_then(|before| before["results"].as_array()).into_iter().flatten();
+        for result in results.take(MOST_RESULTS + 1).filter(|result| result["timestamp"].is_object()) {
+            known.entry(without_time(result)).or_insert(&result["timestamp"]);
+        }
         let mut results: Vec<Value> = Vec::with_capacity(self.lines.len() + 1);
         for line in &self.lines {
             let mut value = line.value(namespace);
-            let since = known.iter().find(|(result, since)| *result == value && since.is_object());
+            let since = known.get(&value);
             value["timestamp"] =
-                since.map_or_else(|| json!({ "seconds": at, "nanos": 0 }), |(_, since)| (*since).clone());
+                since.map_or_else(|| json!({ "seconds": at, "nanos": 0 }), |since| (*since).clone());
             results.push(value);
         }
         if self.more > 0 {
@@ -263,6 +270,36 @@ impl Report {
         }
         object
     }
+}
+
+/// Returns what is kept of a Report that was read: what is ours of it. Results that are more than one of ours has are left out, so it
+/// differs and is written anew.
+#[must_use]
+pub fn kept(mut object: Value) -> Value {
+    let mut take = |field: &str| object.get_mut(field).map_or(Value::Null, Value::take);
+    let (mut results, mut meta) = (take("results"), take("metadata"));
+    let many = results.as_array().is_some_and(|results| results.len() > MOST_RESULTS + 1);
+    if many || results.to_string().len() > MOST_READ {
+        results = Value::Null;
+    }
+    let mut kept = json!({
+        "metadata": {
+            "labels": { MANAGED_BY.0: meta["labels"][MANAGED_BY.0].take() },
+            "annotations": { super::CONTROLLER: meta["annotations"][super::CONTROLLER].take() },
+        },
+        "results": results,
+    });
+    for field in ["namespace", "name", "uid", "resourceVersion"] {
+        kept["metadata"][field] = meta[field].take();
+    }
+    for field in ["source", "configuration", "scope", "summary"] {
+        let value = take(field);
+        // What is longer is not ours.
+        if !value.is_null() && value.to_string().len() <= MOST_OTHER {
+            kept[field] = value;
+        }
+    }
+    kept
 }
 
 /// Returns whether two objects say the same in what is ours of them.

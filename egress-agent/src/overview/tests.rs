@@ -92,7 +92,7 @@ fn each_node_that_does_not_enforce_is_counted_for_its_reason() {
     edit(&mut told, "c", &|summary| summary.reasons = vec!["map RULES is full".to_owned()]);
     let status = one(facts("web"), &told);
     assert_eq!(status.state, State::Partly);
-    let counts = NodeCounts { selected: 5, enforcing: 1, other: 2, behind: 1, silent: 1 };
+    let counts = NodeCounts { selected: 5, enforcing: 1, other: 2, behind: 1, auditing: 0, silent: 1 };
     assert_eq!(status.nodes, counts);
     assert_eq!((status.pods, status.pods_behind), (10, 1));
     assert_eq!(
@@ -104,9 +104,49 @@ fn each_node_that_does_not_enforce_is_counted_for_its_reason() {
             "and 1 more nodes",
         ]
     );
-    // A clock that is ahead is no silence.
-    edit(&mut told, "e", &|summary| summary.written = NOW + 100_000);
+    // A clock that is a little ahead is no silence; one that is far ahead would hide it.
+    edit(&mut told, "e", &|summary| summary.written = NOW + AHEAD - 1);
     assert_eq!(one(facts("web"), &told).nodes.silent, 0);
+    let mut ahead = nodes(&[("a", &[("shop/web", GOOD, 3, 0)])]);
+    edit(&mut ahead, "a", &|summary| summary.written = NOW + AHEAD);
+    let status = one(facts("web"), &ahead);
+    assert_eq!((status.state, status.nodes.silent), (State::Partly, 1));
+    let why = ["node a tells of a time 5 minutes from now: its clock is ahead"];
+    assert_eq!(status.reasons, why);
+    let seen = overview(&[], Some(&ahead), NOW).nodes.expect("they were asked");
+    assert_eq!((seen.ready, seen.silent, seen.reasons.as_slice()), (0, 1, &why.map(str::to_owned)[..]));
+}
+
+#[test]
+fn a_node_that_only_audits_does_not_enforce() {
+    let mut told = nodes(&[
+        ("a", &[("shop/web", GOOD, 3, 0)]),
+        ("b", &[("shop/web", GOOD, 1, 0)]),
+        ("c", &[("shop/web", GOOD, 1, 0)]),
+        ("d", &[("shop/web", OLD, 1, 0)]),
+    ]);
+    for node in ["b", "c"] {
+        told.summaries.get_mut(node).expect("it is there").audit = true;
+    }
+    let all = overview(&[facts("web")], Some(&told), NOW);
+    let status = &all.policies[0];
+    assert_eq!(status.state, State::Partly);
+    let counts = NodeCounts { selected: 4, enforcing: 1, other: 1, auditing: 2, ..NodeCounts::default() };
+    assert_eq!(status.nodes, counts);
+    let why = ["2 nodes only audit (--audit)", "node d has revision 2222222222222222"];
+    assert_eq!(status.reasons, why);
+    let seen = all.nodes.as_ref().expect("they were asked");
+    assert_eq!((seen.ready, seen.auditing, seen.not_ready), (2, 2, 0));
+    assert_eq!(seen.reasons, why[..1]);
+    assert!(!seen.is_good());
+    let report = report::reports(&all)["shop"].object(Dialect::OpenReports, "shop", "one", None, 7);
+    let result = &report["results"][0];
+    assert_eq!((&result["result"], &result["properties"]["nodesAuditing"]), (&json!("warn"), &json!("2")));
+    assert!(result["message"].as_str().is_some_and(|text| text.contains(why[0])), "{result}");
+    // A policy that only audits is what it says.
+    told.summaries.get_mut("d").expect("it is there").policies.clear();
+    let audits = one(Facts { audit: true, ..facts("web") }, &told);
+    assert_eq!((audits.state, audits.nodes.enforcing, audits.nodes.auditing), (State::InForce, 3, 0));
 }
 
 #[test]
@@ -211,4 +251,36 @@ fn a_report_is_bounded_and_says_so() {
     assert_eq!(last["message"], format!("and {} more results", 6000 - (results.len() - 1)));
     assert_eq!(object["summary"]["warn"], 3000, "the sum counts all");
     assert_eq!(results[0]["result"], "warn", "what is bad comes first");
+}
+
+#[test]
+fn of_a_report_that_was_read_only_what_can_be_ours_is_kept() {
+    let all = [facts("web"), rejected("broken")];
+    let mut first = object(&all, Dialect::OpenReports, None, 7);
+    first["metadata"]["uid"] = "u".into();
+    first["metadata"]["resourceVersion"] = "5".into();
+    let mut read = first.clone();
+    read["metadata"]["managedFields"] = json!([{ "manager": "x" }]);
+    read["more"] = "x".repeat(1 << 20).into();
+    read["metadata"]["annotations"]["theirs"] = "x".into();
+    let kept = report::kept(read.clone());
+    assert!(report::says_the_same(&kept, &first), "{kept}");
+    assert_eq!((&kept["metadata"]["uid"], &kept["metadata"]["resourceVersion"]), (&json!("u"), &json!("5")));
+    assert!(kept.to_string().len() < 4096, "{kept}");
+    let again = object(&all, Dialect::OpenReports, Some(&kept), 9);
+    assert!(report::says_the_same(&kept, &again), "times stay");
+
+    let results = first["results"].as_array().expect("a list").clone();
+    let stuffed: Vec<Value> = results.iter().cloned().cycle().take(502).collect();
+    let long = json!([{ "message": "x".repeat(600 << 10) }]);
+    for results in [Value::from(stuffed), long] {
+        read["results"] = results;
+        let kept = report::kept(read.clone());
+        assert!(kept["results"].is_null());
+        assert!(!report::says_the_same(&kept, &first), "it is written anew");
+    }
+    // All that fits stays as it is.
+    let many: Vec<Facts> = (0..3000).map(|number| facts(&format!("policy-{number}"))).collect();
+    let most = object(&many, Dialect::OpenReports, None, 7);
+    assert!(report::says_the_same(&report::kept(most.clone()), &most));
 }

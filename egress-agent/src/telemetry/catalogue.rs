@@ -46,6 +46,7 @@ pub const AGENT: &[Entry] = &[
     (metrics::EVENTS_LOST, &[]),
     (metrics::REPAIRS, &[]),
     (metrics::STORE_FAILURES, &[]),
+    (metrics::AUDIT_ONLY, &[]),
     (metrics::CLOCK_CHECK, &[]),
     BUILD,
 ];

@@ -148,6 +148,8 @@ families! {
     SUMMARY_WRITES = "egress_node_state_writes" Counter None,
         "Times the summary of this node was published, or could not be.";
     REPAIRS = "egress_datapath_repairs" Counter None, "Programs and maps that were found detached or unpinned and were put back.";
+    AUDIT_ONLY = "egress_audit_only" Gauge None,
+        "1 if every policy counts as one in audit mode (--audit), so that nothing is denied for a policy's sake.";
     CLOCK_CHECK = "egress_clock_check_timestamp_seconds" Gauge Some("seconds"),
         "When the kernel's clock was last compared with the wall clock, in seconds since 1970.";
     BUILD = "egress_build" Info None, "The version that runs.";
@@ -445,6 +447,12 @@ pub fn socket_store_failures(failures: u64) -> Family {
 #[must_use]
 pub fn events_lost(events: u64) -> Family {
     EVENTS_LOST.single(Value::Whole(events))
+}
+
+/// Returns the family that says whether every policy is only audited.
+#[must_use]
+pub fn audit_only(audit: bool) -> Family {
+    AUDIT_ONLY.single(Value::Whole(audit.into()))
 }
 
 /// Returns the family of the last check of the clock, from seconds since the epoch.
@@ -825,6 +833,7 @@ pub(super) mod tests {
             unprotected_packets(4),
             events_lost(5),
             socket_store_failures(3),
+            audit_only(true),
             clock_check(1_800_000_000),
             policy_apply(&histogram),
             build_info("0.1.0", "abc"),

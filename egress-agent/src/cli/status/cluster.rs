@@ -243,11 +243,15 @@ pub(super) fn table(overview: &Overview) -> String {
         };
         let missing =
             nodes.missing.map_or_else(String::new, |missing| format!(", nothing heard of {missing}"));
+        let auditing = match nodes.auditing {
+            0 => String::new(),
+            auditing => format!("{auditing} only auditing, "),
+        };
         let mut lines = vec![
             (
                 "Nodes",
                 format!(
-                    "{} ready, {} not ready, {} silent{missing}",
+                    "{} ready, {auditing}{} not ready, {} silent{missing}",
                     nodes.ready, nodes.not_ready, nodes.silent
                 ),
             ),
