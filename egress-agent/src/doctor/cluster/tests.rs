@@ -115,7 +115,7 @@ const CASES: &[Case] = &[
     }),
     ("webhook", Severity::Critical, "has expired", |facts| webhook_of(facts).bundle = Ok(vec![NOW - 9])),
     ("webhook", Severity::Warning, "ends in 3 days", |facts| {
-        webhook_of(facts).bundle = Ok(vec![NOW + 3 * DAY])
+        webhook_of(facts).bundle = Ok(vec![NOW + 3 * DAY]);
     }),
     ("certificate", Severity::Critical, "no Secret", |facts| facts.certificate = Ok(None)),
     ("certificate", Severity::Critical, "expired 2 h ago", |facts| certificate_of(facts).ends = NOW - 7200),
@@ -161,7 +161,7 @@ const CASES: &[Case] = &[
         summary_of(facts).policies.values_mut().for_each(|held| held.behind = 1);
     }),
     ("nodes", Severity::Warning, "told of itself 3 h ago", |facts| {
-        summary_of(facts).written = NOW - 3 * 3600
+        summary_of(facts).written = NOW - 3 * 3600;
     }),
     ("nodes", Severity::Critical, "not ready: full", |facts| {
         let summary = summary_of(facts);

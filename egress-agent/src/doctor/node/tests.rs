@@ -161,7 +161,7 @@ const CASES: &[Case] = &[
         facts.release = "5.10.0".to_owned();
     }),
     ("lockdown", Severity::Note, "confidentiality", |facts| {
-        facts.lockdown = Ok("confidentiality".to_owned())
+        facts.lockdown = Ok("confidentiality".to_owned());
     }),
     ("jit", Severity::Warning, "interprets", |facts| facts.jit = Ok(Some(0))),
     ("neighbours", Severity::Critical, "permits no other", |facts| {
