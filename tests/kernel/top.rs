@@ -113,7 +113,8 @@ fn top_shows_what_is_denied_and_gives_the_terminal_back() {
     let agent = node.run(&[]);
     assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok);
     assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
-    let ends: [(&str, &dyn Fn(&Terminal, &Child)); 5] = [
+    type End<'a> = (&'a str, &'a dyn Fn(&Terminal, &Child));
+    let ends: [End<'_>; 5] = [
         ("q", &|terminal, _| (&terminal.main).write_all(b"q").expect("it is open")),
         ("SIGTERM", &|_, child| signal(child, libc::SIGTERM)),
         ("SIGINT", &|_, child| signal(child, libc::SIGINT)),
