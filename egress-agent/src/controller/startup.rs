@@ -210,7 +210,7 @@ impl Remover {
     /// Says once what is in the way of a node.
     fn complain(&mut self, node: &str, what: &str, error: String) {
         if self.said.get(node) != Some(&error) {
-            warn!(%node, taint = %self.taint, error, "the start-up taint cannot be taken away: {what}; it is tried again");
+            warn!(%node, taint = %self.taint, %error, "the start-up taint cannot be taken away: {what}; it is tried again");
             self.said.insert(node.to_owned(), error);
         }
     }
