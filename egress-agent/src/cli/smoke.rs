@@ -299,7 +299,9 @@ impl Witness {
         let Some(address) = self.metrics else { return Ok(None) };
         let text = ask_tcp(address, "/metrics")?.1;
         Ok(Some(Agent {
-            version: label(&text, "egress_build_info", "version").unwrap_or_default(),
+            version: label(&text, "egress_build_info", "version").with_context(|| {
+                format!("{address} tells no egress_build_info, so it is no agent's: its counts prove nothing")
+            })?,
             node: address.ip().to_string(),
             ready: ask_tcp(address, "/readyz")?.0 == 200,
             denied_before: Some(denied_in(&text, self.namespace.as_deref(), &self.pod)),
