@@ -8,6 +8,7 @@ pub mod agent;
 pub mod api;
 pub mod direct;
 pub mod keeper;
+pub mod kubelet;
 pub mod packet;
 pub mod wire;
 

@@ -121,13 +121,13 @@ fn on_a_real_server() {
     assert_eq!((said.code, said.unchecked()), (Some(0), Vec::new()), "{said:?}");
 }
 
-fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     // Past the harness, which shows nothing of tests that pass, and which may have begun a line.
     let line = format!("\nSKIPPED cluster: {why}\n");
     std::io::stdout().write_all(line.as_bytes()).expect("standard output is open");
 }
 
-fn kubectl() -> Option<PathBuf> {
+pub(crate) fn kubectl() -> Option<PathBuf> {
     let assets = env::var_os(real::VARIABLE)
         .map_or_else(|| PathBuf::from("/usr/local/kubebuilder/bin"), PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
