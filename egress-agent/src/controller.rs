@@ -309,8 +309,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             break;
         }
         let now = standing.borrow().clone();
-        match (&now, now.leads(Instant::now())) {
-            (Standing::Unknown, _) => health.not_ready(NO_LEASE, "the lease cannot be read or written"),
+        match &now {
+            Standing::Unknown { why } if why.is_empty() => {}
+            Standing::Unknown { why } => {
+                health.not_ready(NO_LEASE, format!("the lease cannot be read or written: {why}"));
+            }
             _ => health.clear(NO_LEASE),
         }
         match (now.leads(Instant::now()), &tasks) {

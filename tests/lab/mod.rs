@@ -10,6 +10,7 @@ pub mod direct;
 pub mod keeper;
 pub mod kubelet;
 pub mod packet;
+pub mod rights;
 pub mod wire;
 
 use std::{

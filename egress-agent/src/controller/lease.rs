@@ -17,8 +17,13 @@ use kube::{
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
+use crate::k8s::summary::plain;
+
 /// The field manager of everything a controller writes.
 pub const FIELD_MANAGER: &str = "egress-controller";
+
+/// How much is told of an error.
+const MOST_REASON: usize = 500;
 
 /// How long things last.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +50,11 @@ impl Default for Timing {
 /// Who leads, as far as this process knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Nothing was heard of the Lease yet.
-    Unknown,
+    /// Nothing is known of the Lease.
+    Unknown {
+        /// Why; empty before the first answer.
+        why: String,
+    },
     /// This process does, until then at least.
     Leader {
         /// When it has to have stopped unless the Lease is renewed.
@@ -96,7 +104,7 @@ impl Elector {
         identity: impl Into<String>,
         timing: Timing,
     ) -> (Self, watch::Receiver<Standing>) {
-        let (standing, receiver) = watch::channel(Standing::Unknown);
+        let (standing, receiver) = watch::channel(Standing::Unknown { why: String::new() });
         let elector =
             Self { leases, name: name.into(), identity: identity.into(), timing, seen: None, standing };
         (elector, receiver)
@@ -130,7 +138,7 @@ impl Elector {
             Ok(Ok(standing)) => standing,
             failed => {
                 let reason = match failed {
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => plain(&error.to_string(), MOST_REASON),
                     _ => "no answer in time".to_owned(),
                 };
                 let before = self.standing.borrow().clone();
@@ -138,10 +146,11 @@ impl Elector {
                     warn!(lease = %self.name, reason, "the lease could not be renewed; trying again");
                     before
                 } else {
-                    if !matches!(before, Standing::Unknown) {
-                        warn!(lease = %self.name, reason, "the lease cannot be read or written");
+                    let standing = Standing::Unknown { why: reason };
+                    if let (true, Standing::Unknown { why }) = (before != standing, &standing) {
+                        warn!(lease = %self.name, reason = why, "the lease cannot be read or written");
                     }
-                    Standing::Unknown
+                    standing
                 }
             }
         };
@@ -184,7 +193,9 @@ impl Elector {
         };
         self.note(&lease);
         // Without a version a write would be guarded by nothing.
-        let Some(version) = lease.metadata.resource_version else { return Ok(Standing::Unknown) };
+        let Some(version) = lease.metadata.resource_version else {
+            return Ok(Standing::Unknown { why: "it has no version".to_owned() });
+        };
         let spec = lease.spec.unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
         let lasts = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());

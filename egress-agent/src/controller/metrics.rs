@@ -206,7 +206,7 @@ mod tests {
     fn what_it_exports_is_named_with_its_labels() {
         let counts = Arc::<AllCounts>::default();
         counts.of("aws").heard.store(1, Ordering::Relaxed);
-        let (_, standing) = watch::channel(Standing::Unknown);
+        let (_, standing) = watch::channel(Standing::Unknown { why: String::new() });
         let reports = Arc::<reports::Counts>::default();
         let told = Overview { nodes: Some(NodesStatus::default()), policies: Vec::new() };
         reports.see(&told);

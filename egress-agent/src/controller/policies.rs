@@ -40,7 +40,7 @@ use crate::{
         convert::MANAGED,
         generated::{self as objects, LOSSES, MANAGED_BY, Origin, SOURCE, SOURCE_REVISION},
         source::{self, KubeSource},
-        summary,
+        summary::{self, plain},
     },
     overview::{CONTROLLER, Facts, Objects},
     policy::{
@@ -68,6 +68,8 @@ const SOON: u64 = 14 * 24 * 60 * 60;
 const MOST_OBJECTS: usize = 16;
 /// How many objects the policies of one namespace may become together.
 const MOST_IN_NAMESPACE: usize = 1024;
+/// How much is told of an error.
+const MOST_REASON: usize = 500;
 /// How many findings or losses an Event names.
 const NAMED: usize = 3;
 
@@ -184,6 +186,8 @@ pub(super) struct Reconciler {
     told: BTreeMap<NsName, BTreeSet<(&'static str, String)>>,
     /// Where what is known of policies goes.
     facts: watch::Sender<Option<Arc<Vec<Facts>>>>,
+    /// What the API server does not tell of, and why, as it was said last.
+    silent: BTreeMap<String, String>,
 }
 
 impl Reconciler {
@@ -207,6 +211,7 @@ impl Reconciler {
             selectors: None,
             told: BTreeMap::new(),
             facts,
+            silent: BTreeMap::new(),
         }
     }
 
@@ -242,6 +247,9 @@ impl Reconciler {
                     let Some(message) = message else { return };
                     let taken = source.take(message, &mut self.index);
                     change = taken.change.any() || taken.status;
+                    if taken.status {
+                        self.complain(&source);
+                    }
                 }
                 Some(event) = present.next() => change = lists.present.take(event, &mut self.present, Some, "networkpolicies"),
                 Some(event) = owners.next() => {
@@ -265,6 +273,23 @@ impl Reconciler {
                 changed = Some((changed.map_or(now, |(first, _)| first), now));
             }
         }
+    }
+
+    /// Says once what the API server does not tell of: nothing is written before all of it was heard.
+    fn complain(&mut self, source: &KubeSource) {
+        let failing = source.status().into_iter();
+        let failing = failing
+            .filter_map(|watch| Some((watch.subject.to_string(), plain(&watch.failing?, MOST_REASON))));
+        let silent: BTreeMap<String, String> = failing.collect();
+        for (what, error) in &silent {
+            if self.silent.get(what) != Some(error) {
+                warn!(error, "the API server does not tell of {what}; trying again");
+            }
+        }
+        for what in self.silent.keys().filter(|what| !silent.contains_key(*what)) {
+            info!("the API server tells of {what} again");
+        }
+        self.silent = silent;
     }
 
     /// Does what is to be done, and returns how long there is nothing more if nothing is heard.

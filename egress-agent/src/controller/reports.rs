@@ -557,7 +557,7 @@ mod tests {
             instance: "one".to_owned(),
             every: Duration::from_secs(30),
         };
-        let lead = Lead(watch::channel(super::super::Standing::Unknown).1);
+        let lead = Lead(watch::channel(super::super::Standing::Unknown { why: String::new() }).1);
         let facts = watch::channel(None).1;
         Reporter::new(client, options, lead, Arc::default(), Arc::new(|| 7), facts)
     }

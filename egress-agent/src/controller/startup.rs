@@ -344,7 +344,8 @@ mod tests {
     fn remover() -> Remover {
         let config = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
         let client = Client::try_from(config).expect("a client that asks nobody");
-        let (_, standing) = tokio::sync::watch::channel(super::super::Standing::Unknown);
+        let (_, standing) =
+            tokio::sync::watch::channel(super::super::Standing::Unknown { why: String::new() });
         let options = Options { taint: "ours".to_owned(), agents: "agents".to_owned() };
         Remover::new(&client, &options, Lead(standing))
     }

@@ -30,7 +30,7 @@ use super::{
     certificates::{self, Lifetimes, Step, Stored},
     served::{self, Served},
 };
-use crate::telemetry::server::Health;
+use crate::{k8s::summary::plain, telemetry::server::Health};
 
 /// What keeps the webhook from being ready while it has no certificate.
 pub const NO_CERTIFICATE: &str = "certificate";
@@ -43,6 +43,8 @@ const LEAF_KEY: &str = "tls.key";
 
 /// How often everything is looked at when nothing is heard, at most.
 const LOOK: Duration = Duration::from_secs(15);
+/// How much is told of an error.
+const MOST_REASON: usize = 500;
 /// How often files are read again.
 const FILES: Duration = Duration::from_secs(5);
 
@@ -126,12 +128,17 @@ impl Keeper {
         let look = LOOK.min(Duration::from_secs(lifetimes.settle.max(4)) / 4);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.place.secret));
         let mut events = Box::pin(watcher::watcher(self.secrets.clone(), config));
+        let mut told = String::new();
         loop {
             let wait = match self.round().await {
                 Ok(wait) => wait.clamp(Duration::from_millis(200), look),
                 Err(trouble) => {
                     self.troubles.fetch_add(1, Ordering::Relaxed);
                     error!(error = %trouble, "the certificates cannot be kept");
+                    if self.shown.is_none() {
+                        let why = plain(&trouble.to_string(), MOST_REASON);
+                        self.health.not_ready(NO_CERTIFICATE, format!("there is none yet: {why}"));
+                    }
                     Duration::from_secs(1).min(look)
                 }
             };
@@ -145,7 +152,13 @@ impl Keeper {
                         Some(Ok(_)) => break,
                         Some(Err(error)) => {
                             // The round asks anyway, so this costs only time.
-                            debug!(%error, "the watch of the Secret was interrupted");
+                            let error = plain(&error.to_string(), MOST_REASON);
+                            if error == told {
+                                debug!(error, "the watch of the Secret was interrupted");
+                            } else {
+                                warn!(error, "the watch of the Secret was interrupted; it is looked at now and then");
+                                told = error;
+                            }
                             tokio::time::sleep(Duration::from_secs(1)).await;
                         }
                         None => unreachable!("a watcher never ends"),

@@ -22,10 +22,12 @@ use kube::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{policy::governance::ANNOTATION, telemetry::server::Health};
+use crate::{k8s::summary::plain, policy::governance::ANNOTATION, telemetry::server::Health};
 
 /// What keeps the webhook from being ready until all namespaces were heard of.
 pub const NOT_HEARD: &str = "namespaces";
+/// How much is told of an error.
+const MOST_REASON: usize = 500;
 
 /// All namespaces, by name, with the value of [`ANNOTATION`].
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Namespaces {
         let config = watcher::Config::default().page_size(500);
         let mut events = Box::pin(watcher::watcher(api, config).default_backoff());
         let mut list = HashMap::new();
+        let mut heard = false;
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => list = HashMap::new(),
@@ -95,6 +98,7 @@ impl Namespaces {
                     *self.known() = std::mem::take(&mut list);
                     self.heard.send_replace(());
                     health.clear(NOT_HEARD);
+                    heard = true;
                     info!(namespaces = self.counts().0, "all namespaces are known");
                 }
                 Ok(Event::Apply(namespace)) => {
@@ -107,6 +111,10 @@ impl Namespaces {
                 Err(error) => {
                     self.interruptions.fetch_add(1, Ordering::Relaxed);
                     warn!(%error, "the watch of namespaces was interrupted; what is known stays");
+                    if !heard {
+                        let why = plain(&error.to_string(), MOST_REASON);
+                        health.not_ready(NOT_HEARD, format!("the API server does not tell of them: {why}"));
+                    }
                 }
             }
         }

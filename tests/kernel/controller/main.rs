@@ -4,6 +4,7 @@ mod lease;
 mod policies;
 mod ranges;
 mod reports;
+mod rights;
 mod startup;
 
 use std::{io::Write as _, pin::Pin};
@@ -26,6 +27,7 @@ const CASES: &[(&str, Case)] = &[
     ("reports are written", |server| Box::pin(reports::written(server))),
     ("a thousand policies", |server| Box::pin(policies::many(server))),
     ("new nodes wait for their agent", |server| Box::pin(startup::taints(server))),
+    ("each right is needed, and named where it is missing", |server| Box::pin(rights::named(server))),
     ("another one takes the work over", |server| Box::pin(ranges::takeover(server))),
 ];
 

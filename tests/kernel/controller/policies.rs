@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::ranges::{Scene, until};
 
-fn network_policy(namespace: &str, name: &str) -> Value {
+pub(crate) fn network_policy(namespace: &str, name: &str) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": { "namespace": namespace, "name": name },

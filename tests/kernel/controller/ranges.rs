@@ -61,6 +61,12 @@ impl<'a> Scene<'a> {
         Self { kubeconfig, ..Self::within(server, SHIPPED) }
     }
 
+    /// Returns one with the rights of the account in this namespace that is called as it is.
+    pub(crate) fn of_account(server: &'a Server, name: &str) -> Self {
+        let scene = Self::new(server, name);
+        Self { kubeconfig: server.kubeconfig_for(name, name).expect("it has a token"), ..scene }
+    }
+
     pub(crate) fn new(server: &'a Server, namespace: &str) -> Self {
         server.namespace(namespace, &[]).expect("a namespace can be made");
         Self::within(server, namespace)
@@ -133,6 +139,15 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
+    /// Returns what it answers at a path.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        self.agent.as_ref().expect("it runs").get(path).expect("it answers")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        read(&self.log)
+    }
+
     pub(crate) fn says(&self, words: &str) -> bool {
         fs::read_to_string(&self.log).expect("there is a log").contains(words)
     }

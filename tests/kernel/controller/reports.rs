@@ -15,7 +15,7 @@ use crate::{
     ranges::{Scene, kubectl, until},
 };
 
-const AGENTS: &str = "egress-agent";
+pub(crate) const AGENTS: &str = "egress-agent";
 const EVERY: [&str; 2] = ["--reports-every", "1"];
 
 fn report(api_version: &str, kind: &str, namespace: &str) -> Value {
@@ -24,16 +24,16 @@ fn report(api_version: &str, kind: &str, namespace: &str) -> Value {
     })
 }
 
-fn old(namespace: &str) -> Value {
+pub(crate) fn old(namespace: &str) -> Value {
     report("wgpolicyk8s.io/v1alpha2", "PolicyReport", namespace)
 }
 
-fn new(namespace: &str) -> Value {
+pub(crate) fn new(namespace: &str) -> Value {
     report("openreports.io/v1alpha1", "Report", namespace)
 }
 
 /// Lets the API server know a kind of Report.
-fn define(server: &Server, file: &str) {
+pub(crate) fn define(server: &Server, file: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel/controller/crds").join(file);
     let said = Command::new(kubectl())
         .arg("--kubeconfig")

@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 
 use crate::ranges::{Scene, kubectl, until};
 
-const TAINT: &str = "egress-agent.dev/not-ready";
+pub(crate) const TAINT: &str = "egress-agent.dev/not-ready";
 /// The namespace of the agents here: that of the shipped ones may be in use.
-const AGENTS: &str = "startup-agents";
+pub(crate) const AGENTS: &str = "startup-agents";
 
-fn node(name: &str, taints: &[&str]) -> Value {
+pub(crate) fn node(name: &str, taints: &[&str]) -> Value {
     let taints: Vec<Value> =
         taints.iter().map(|key| json!({ "key": key, "value": "x", "effect": "NoSchedule" })).collect();
     json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "spec": { "taints": taints } })
 }
 
-fn agent(node: &str) -> Value {
+pub(crate) fn agent(node: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -31,13 +31,21 @@ fn agent(node: &str) -> Value {
     })
 }
 
-fn is_ready(ready: &str) -> Value {
+pub(crate) fn is_ready(ready: &str) -> Value {
     ready_since(ready, "2099-01-01T00:00:00Z")
 }
 
 fn ready_since(ready: &str, since: &str) -> Value {
     let condition = json!({ "type": "Ready", "status": ready, "lastTransitionTime": since });
     json!({ "phase": "Running", "conditions": [condition] })
+}
+
+/// Has the API server take pods into the agents' namespace: it gives them an account only where there is one, and nobody makes it here.
+pub(crate) fn account(server: &Server) {
+    server.namespace(AGENTS, &[]).expect("a namespace can be made");
+    if server.as_real().is_some() {
+        server.token(AGENTS, "default").expect("there is an account");
+    }
 }
 
 /// Applies the component's rights and guard; a real server asks for both.
@@ -59,7 +67,6 @@ fn allow(server: &Server) {
 pub(crate) async fn taints(server: &Server) {
     let scene = Scene::shipped(server);
     scene.provide(100, &[("192.0.2.0/24", "us-east-1")]);
-    server.namespace(AGENTS, &[]).expect("a namespace can be made");
     let keys = |name: &str| -> Vec<String> {
         let node = server.get(&node(name, &[])).expect("the node is there");
         let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
@@ -69,12 +76,7 @@ pub(crate) async fn taints(server: &Server) {
     let left = |name: &str| {
         keys(name).iter().filter(|key| !key.starts_with("node.kubernetes.io/")).cloned().collect::<Vec<_>>()
     };
-    if server.as_real().is_some() {
-        // The API server gives accounts to pods only where there is one, and nobody makes it here.
-        let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": AGENTS } });
-        let path = format!("/api/v1/namespaces/{AGENTS}/serviceaccounts");
-        server.request("POST", &path, "application/json", &account).expect("it is made");
-    }
+    account(server);
     for name in ["first", "late", "never"] {
         server.create(&node(name, &["example.com/theirs", TAINT])).expect("a node can be made");
         server.create(&agent(name)).expect("a pod can be made");

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use anyhow::{Context as _, Result};
 use egress_agent::k8s::summary::{self, Summary};
 use egress_tests::lab::{
     api::{Backend, Fault, Kind, Rule, Server, Verb, When, real},
@@ -16,10 +17,10 @@ use crate::scene::{
 };
 
 /// The namespace of the agents.
-const AGENTS: &str = "egress-agent";
-const EVERY: [&str; 4] = ["--summary-namespace", AGENTS, "--summary-every", "1"];
+pub(crate) const AGENTS: &str = "egress-agent";
+pub(crate) const EVERY: [&str; 4] = ["--summary-namespace", AGENTS, "--summary-every", "1"];
 
-fn node_object(name: &str) -> Value {
+pub(crate) fn node_object(name: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } })
 }
 
@@ -29,7 +30,7 @@ fn map(node: &str) -> Value {
 }
 
 /// Returns a node's summary as it stands in the cluster, if there is one.
-fn published(server: &Server, node: &str) -> Option<Summary> {
+pub(crate) fn published(server: &Server, node: &str) -> Option<Summary> {
     let object: ConfigMap = serde_json::from_value(server.get(&map(node)).ok()?).expect("a ConfigMap");
     let (of, summary) = Summary::read(object).expect("it is a summary");
     assert_eq!(of, node);
@@ -37,10 +38,14 @@ fn published(server: &Server, node: &str) -> Option<Summary> {
 }
 
 /// Gives agents the shipped right to write summaries, with what keeps each to its own.
-fn apply_component(server: &Server) {
+pub(crate) fn apply_component(server: &Server) {
+    good(run_kubectl(server, &["apply", "--filename", "-"], &good(shipped())));
+}
+
+/// Returns the manifest of that right.
+pub(crate) fn shipped() -> Result<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/components/controller/summaries.yaml");
-    let text = fs::read_to_string(file).expect("it is shipped");
-    good(run_kubectl(server, &["apply", "--filename", "-"], &text));
+    fs::read_to_string(file).context("it is shipped")
 }
 
 /// It names the policies of its pods with their revisions, follows them, and writes nothing that is not new. Without it all is enforced.

@@ -6,6 +6,7 @@ mod guards;
 mod onboarding;
 mod policies;
 mod ranges;
+mod rights;
 mod rotation;
 mod scene;
 
@@ -33,6 +34,7 @@ const CASES: &[(&str, Case)] = &[
     ("a policy without its key or of great size is refused without the webhook", guards::shape),
     ("a tenant cannot switch validation off", guards::switch),
     ("the webhook has the rights it needs and no others", guards::rights),
+    ("each right is needed, and named where it is missing", rights::named),
     ("the walk-through for a new tenant does what it says", onboarding::walk_through),
     ("certificates change under load and no request is lost", rotation::under_load),
     ("a webhook that is down holds up policies and nothing else", policies::outage),

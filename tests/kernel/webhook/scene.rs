@@ -29,7 +29,7 @@ const JSON_PATCH: &str = "application/json-patch+json";
 
 /// The namespace and the ServiceAccount of the webhook.
 pub(crate) const OWN: &str = "egress-webhook";
-const CONFIGURATION: &str =
+pub(crate) const CONFIGURATION: &str =
     "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/egress-agent";
 
 /// The variables that would send a client to a proxy instead of the server on this machine.
