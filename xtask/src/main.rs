@@ -8,6 +8,7 @@ mod chart;
 mod demo;
 mod kernels;
 mod lint;
+mod man;
 mod manifests;
 mod metrics;
 mod process;
@@ -43,6 +44,8 @@ enum Verb {
     Kernels(kernels::Arguments),
     /// Check formatting and lints of every crate, the kernel programs included
     Lint,
+    /// Write the manual pages, one a command
+    Man(man::Arguments),
     /// Render everything under deploy/, the Helm chart too, and validate it against the schemas of Kubernetes
     Manifests(manifests::Arguments),
     /// Write docs/metrics.md from what the code exports
@@ -74,6 +77,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
         Verb::Kernels(arguments) => return kernels::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
+        Verb::Man(arguments) => man::run(&workspace, &arguments)?,
         Verb::Manifests(arguments) => return manifests::run(&workspace, &arguments),
         Verb::Metrics => metrics::run(&workspace)?,
         Verb::Test(arguments) => return test::run(&workspace, &arguments),

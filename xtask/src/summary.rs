@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::AddAssign;
 
 /// Levels that need more than a kernel and root. Strict runs tolerate that these are skipped.
-const OPTIONAL: [&str; 4] = ["cluster", "data", "kernels", "promtool"];
+const OPTIONAL: [&str; 6] = ["cluster", "data", "kernels", "manpages", "promtool", "shells"];
 
 /// How many tests ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

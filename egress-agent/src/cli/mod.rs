@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Exit codes: 0 clean, 1 findings or denied, 2 could not run.
 
 pub mod agent;
+pub mod completions;
 pub mod controller;
 pub mod diff;
 pub mod doctor;
@@ -27,7 +28,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::validate::report::one_line;
 
@@ -86,6 +87,8 @@ enum Command {
     Ranges(ranges::Arguments),
     /// Remove everything an agent left in the kernel; enforcement ends
     Unload(unload::Arguments),
+    /// Write what a shell needs to complete command lines
+    Completions(completions::Arguments),
 }
 
 /// Runs the command line and returns its exit code. Errors go to standard error, with the chain of their causes.
@@ -117,6 +120,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Exceptions(arguments) => exceptions::run(&arguments),
         Command::Ranges(arguments) => ranges::run(&arguments),
         Command::Unload(arguments) => unload::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments, Cli::command(), "egress-agent"),
     };
     result.unwrap_or_else(|error| {
         complain(&error);

@@ -8,9 +8,9 @@ mod recommend;
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-use super::{COULD_NOT_RUN, complain, status};
+use super::{COULD_NOT_RUN, complain, completions, status};
 
 /// Ask the egress agents of a cluster
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ enum Command {
     Observe(observe::Arguments),
     /// Propose the least policies that cover what pods were seen to send
     Recommend(recommend::Arguments),
+    /// Write what a shell needs to complete the command lines of kubectl-egress; kubectl itself asks kubectl_complete-egress
+    Completions(completions::Arguments),
 }
 
 /// Returns whether a program of this name was called as a plugin of kubectl.
@@ -54,6 +56,7 @@ pub fn run(plugin: &Plugin) -> ExitCode {
         Command::Recommend(arguments) => {
             turning().and_then(|runtime| runtime.block_on(recommend::run(arguments)))
         }
+        Command::Completions(arguments) => completions::run(arguments, Plugin::command(), "kubectl-egress"),
     };
     result.unwrap_or_else(|error| {
         complain(&error);
