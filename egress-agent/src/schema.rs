@@ -3,6 +3,8 @@
 //! The types here say what [`document`](crate::policy::document) reads. It does not read into them: it knows the place of everything and says
 //! what was probably meant. A test holds the two together.
 
+pub mod reference;
+
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde::Serialize;
 use serde_json::Value;
@@ -63,13 +65,16 @@ pub struct Document {
     pub schema: Option<String>,
     /// What the policy is for, in words.
     pub description: Option<String>,
-    /// What holds where no destination matches: `deny` unless written.
+    /// What holds where no destination matches.
+    #[schemars(extend("default" = "deny"))]
     pub default_action: Option<Action>,
-    /// Whether what the policy denies is dropped, or passes and is reported: `enforce` unless written.
+    /// Whether what the policy denies is dropped, or passes and is reported.
+    #[schemars(extend("default" = "enforce"))]
     pub mode: Option<Mode>,
     /// Which pods of the namespace the policy is about. Left out: all of them.
     pub pod_selector: Option<LabelSelector>,
-    /// Whether the selected pods reach the cluster's DNS without a destination for it: true unless written.
+    /// Whether the selected pods reach the cluster's DNS without a destination for it.
+    #[schemars(extend("default" = true))]
     pub cluster_dns: Option<bool>,
     /// What each destination inherits.
     pub governance: Option<Governance>,
@@ -338,7 +343,8 @@ pub struct PortObject {
     pub port: Option<PortOrName>,
     /// The last port of a range.
     pub end_port: Option<PortNumber>,
-    /// `TCP` unless written; `ICMP` has no ports.
+    /// `TCP`, `UDP`, `SCTP` or `ICMP`, in either case; `ICMP` has no ports.
+    #[schemars(extend("default" = "TCP"))]
     #[schemars(regex(pattern = r"^([Tt][Cc][Pp]|[Uu][Dd][Pp]|[Ss][Cc][Tt][Pp]|[Ii][Cc][Mm][Pp])$"))]
     pub protocol: Option<String>,
 }
@@ -439,25 +445,25 @@ pub struct Governance {
     pub scope: Option<Sentence>,
     /// What data goes there.
     pub data_classification: Option<Class>,
-    /// `dataClassification`.
+    /// Another name of `dataClassification`.
     #[schemars(rename = "data-classification")]
     pub data_classification_with_dash: Option<Class>,
-    /// `dataClassification`.
+    /// Another name of `dataClassification`.
     #[schemars(rename = "data_classification")]
     pub data_classification_with_underscore: Option<Class>,
     /// The end of that day, UTC, or that time: from then on the destination matches nothing.
     pub expiry: Option<Expiry>,
-    /// `expiry`.
+    /// Another name of `expiry`.
     pub expires_at: Option<Expiry>,
-    /// `expiry`.
+    /// Another name of `expiry`.
     #[schemars(rename = "expires_at")]
     pub expires_at_with_underscore: Option<Expiry>,
     /// The ticket or decision.
     pub audit_ref: Option<Sentence>,
-    /// `auditRef`.
+    /// Another name of `auditRef`.
     #[schemars(rename = "audit-ref")]
     pub audit_ref_with_dash: Option<Sentence>,
-    /// `auditRef`.
+    /// Another name of `auditRef`.
     #[schemars(rename = "audit_ref")]
     pub audit_ref_with_underscore: Option<Sentence>,
 }

@@ -240,12 +240,6 @@ fn each_alert_leads_to_the_section_that_speaks_of_it() {
 }
 
 #[test]
-fn the_page_of_metrics_is_current() {
-    let written = read("docs/metrics.md");
-    assert!(written == catalogue::page(), "docs/metrics.md is old; run `cargo xtask metrics`");
-}
-
-#[test]
 fn promtool_finds_every_alert_firing_when_it_should() {
     let tests = read("deploy/components/prometheus-operator/rules_test.yaml");
     let cases: Value = serde_saphyr::from_str(&tests).expect("it is YAML");

@@ -97,3 +97,52 @@ fn schema_and_parser_agree() {
     assert!(unused.is_empty(), "nothing in the corpus needs these exceptions: {unused:?}");
     assert!(both >= 80, "only {both} documents are refused by both");
 }
+
+/// Returns every default of the schema: the type and the field it is of, and the value.
+fn defaults() -> Vec<(String, String, serde_json::Value)> {
+    let schema: serde_json::Value =
+        serde_json::from_str(&egress_agent::schema::policy()).expect("a schema is JSON");
+    let types = schema["$defs"].as_object().expect("it has types");
+    let parts = types.iter().map(|(name, part)| (name.as_str(), part)).chain([("", &schema)]);
+    parts
+        .flat_map(|(name, part)| {
+            let fields = part["properties"].as_object().into_iter().flatten();
+            fields.filter_map(move |(field, value)| {
+                Some((name.to_owned(), field.clone(), value.get("default")?.clone()))
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn a_default_that_is_written_changes_nothing_and_another_value_does() {
+    let defaults = defaults();
+    assert_eq!(defaults.len(), 4, "{defaults:?}");
+    for (of, field, default) in defaults {
+        let policy = |value: Option<serde_json::Value>| {
+            let mut document = serde_json::json!({
+                "allowedDestinations": [{"name": "a", "cidr": "192.0.2.0/24", "ports": [{"port": 53}]}],
+                "deniedDestinations": [{"name": "b", "cidr": "198.51.100.0/24"}],
+            });
+            let place = match of.as_str() {
+                "" => &mut document,
+                "PortObject" => &mut document["allowedDestinations"][0]["ports"][0],
+                other => panic!("where does a {other} stand in a document?"),
+            };
+            if let Some(value) = value {
+                place[&field] = value;
+            }
+            let parsed = document::parse(&NsName::new("shop", "egress"), &document.to_string());
+            parsed.policy.unwrap_or_else(|| panic!("{document}: {:?}", parsed.findings))
+        };
+        let other = match default.as_str() {
+            None => serde_json::json!(false),
+            Some("deny") => serde_json::json!("allow"),
+            Some("enforce") => serde_json::json!("audit"),
+            Some("TCP") => serde_json::json!("UDP"),
+            Some(word) => panic!("what is another value than {word}?"),
+        };
+        assert_eq!(policy(Some(default)), policy(None), "{field}");
+        assert_ne!(policy(Some(other)), policy(None), "{field}");
+    }
+}

@@ -6,11 +6,11 @@ mod bench;
 mod build;
 mod chart;
 mod demo;
+mod docs;
 mod kernels;
 mod lint;
 mod man;
 mod manifests;
-mod metrics;
 mod process;
 mod python;
 mod summary;
@@ -40,6 +40,9 @@ enum Verb {
     Chart,
     /// Show the agent at work on this machine: pods, policies and verdicts, all removed at the end
     Demo(demo::Arguments),
+    /// Write what is made of code: the pages of metrics, flags and the policy document, and the JSON Schema
+    #[command(visible_alias = "metrics")]
+    Docs,
     /// Run the kernel tests on other kernels, in virtual machines
     Kernels(kernels::Arguments),
     /// Check formatting and lints of every crate, the kernel programs included
@@ -48,8 +51,6 @@ enum Verb {
     Man(man::Arguments),
     /// Render everything under deploy/, the Helm chart too, and validate it against the schemas of Kubernetes
     Manifests(manifests::Arguments),
-    /// Write docs/metrics.md from what the code exports
-    Metrics,
     /// Run what CI runs: formatting, lints, tests, and the tests that need root
     Test(test::Arguments),
 }
@@ -75,11 +76,11 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Build(arguments) => build::run(&workspace, &arguments)?,
         Verb::Chart => chart::write(&workspace)?,
         Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
+        Verb::Docs => docs::run(&workspace)?,
         Verb::Kernels(arguments) => return kernels::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
         Verb::Man(arguments) => man::run(&workspace, &arguments)?,
         Verb::Manifests(arguments) => return manifests::run(&workspace, &arguments),
-        Verb::Metrics => metrics::run(&workspace)?,
         Verb::Test(arguments) => return test::run(&workspace, &arguments),
     }
     Ok(ExitCode::SUCCESS)

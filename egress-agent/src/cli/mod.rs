@@ -8,6 +8,7 @@ pub mod doctor;
 mod documents;
 pub mod exceptions;
 pub mod explain;
+pub mod flags;
 pub mod fmt;
 pub mod generate;
 pub mod observe;

@@ -78,7 +78,7 @@ pub fn series(description: &Description) -> Vec<String> {
 pub fn page() -> String {
     let mut page = "# Metrics
 
-Every metric of every role. This page is written by `cargo xtask metrics` from the code, and a test fails when it is old.
+Every metric of every role. This page is written by `cargo xtask docs` from the code, and a test fails when it is old.
 
 `/metrics` speaks Prometheus text 0.0.4 and OpenMetrics 1.0.0. Series end with their pod. No address, port or domain is ever a label. Alerts,
 recording rules and a dashboard are in `deploy/components/prometheus-operator` and `deploy/components/grafana`; what to do when an alert fires is in
@@ -153,7 +153,7 @@ pub(crate) mod tests {
         assert_eq!(named.len(), entries.len(), "each is named once");
         let all: BTreeSet<&str> = families.iter().map(|family| family.name).collect();
         let named_all: BTreeSet<&str> = named.keys().copied().collect();
-        assert_eq!(named_all, all, "name each in its role's list, then run `cargo xtask metrics`");
+        assert_eq!(named_all, all, "name each in its role's list, then run `cargo xtask docs`");
         for family in families {
             for sample in &family.samples {
                 let labels: Vec<&str> = sample.labels.iter().map(|(label, _)| *label).collect();
