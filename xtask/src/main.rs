@@ -85,3 +85,35 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+#[path = "../../tests/pages/mod.rs"]
+#[expect(dead_code, reason = "the tests of the agent look at links and anchors")]
+mod pages;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_that_the_pages_name_is_there() {
+        let (mut wrong, mut seen) = (Vec::new(), 0);
+        for page in pages::pages() {
+            let code = page.code().into_iter().flat_map(|(line, code)| {
+                pages::split_commands(&code).into_iter().map(move |words| (line, words))
+            });
+            for (line, words) in page.commands().into_iter().chain(code) {
+                let Some(arguments) = pages::words_of(&words, &["cargo", "xtask"]) else { continue };
+                seen += 1;
+                // In prose, brackets stand around what may be left out.
+                let typed = arguments.iter().map(|word| word.trim_matches(['[', ']']));
+                let outcome = Arguments::command().try_get_matches_from(["xtask"].into_iter().chain(typed));
+                if let Err(error) = outcome {
+                    wrong.push(format!("{}:{line}: {words:?}: {error}", page.name));
+                }
+            }
+        }
+        assert_eq!(wrong, [""; 0]);
+        assert!(seen > 15, "only {seen} tasks were seen");
+    }
+}
