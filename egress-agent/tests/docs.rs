@@ -272,3 +272,30 @@ fn what_pages_contain_is_read_as_people_read_it() {
     assert_eq!(path_in("/sys/fs/bpf"), None);
     assert_eq!(path_in("deploy/NAME"), None);
 }
+
+/// Returns the references in a text, such as `A1` of `[A1]`.
+fn references(text: &str) -> BTreeSet<String> {
+    let inside = text.split('[').skip(1).filter_map(|rest| rest.split(']').next());
+    let is_one = |word: &&str| {
+        let mut letters = word.chars();
+        letters.next().is_some_and(|first| first.is_ascii_uppercase())
+            && word.len() > 1
+            && letters.all(|letter| letter.is_ascii_digit())
+    };
+    inside.filter(is_one).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_statement_about_others_has_its_source() {
+    let page = fs::read_to_string(root().join("docs/comparison.md")).expect("the page is there");
+    let (statements, sources) = page.split_once("\n## Sources\n").expect("the page ends with its sources");
+    let rows = sources.lines().filter(|line| line.starts_with("| ["));
+    let mut listed = BTreeSet::new();
+    for row in rows {
+        assert!(row.contains("](https://"), "a source has an address: {row}");
+        let name = row.trim_start_matches("| [").split(']').next().expect("split yields at least one part");
+        assert!(listed.insert(name.to_owned()), "{name} is listed twice");
+    }
+    assert_eq!(references(statements), listed, "what is referred to, and what is listed");
+    assert!(listed.len() > 20, "{listed:?}");
+}
