@@ -17,8 +17,8 @@ const RELEASE: &str = "1.33";
 pub(crate) const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 /// Where kubectl stands beside the API server of controller tests.
 const ASSETS: &str = "/usr/local/kubebuilder/bin";
-/// Folders below `deploy/` with other files than manifests: workflows, a chart, policy as code, schemas. Each has tests of its own.
-const NO_MANIFESTS: [&str; 4] = ["ci", "helm", "rego", "schema"];
+/// Folders below `deploy/` with other files than manifests: workflows, a chart, a plugin, policy as code, schemas. Each has tests of its own.
+const NO_MANIFESTS: [&str; 5] = ["ci", "helm", "krew", "rego", "schema"];
 /// What components are tried with.
 const BASE: &str = "base";
 
