@@ -144,6 +144,8 @@ pub enum State {
     Partly,
     /// Every node that should enforces it.
     InForce,
+    /// Every node that should has it, and only audits it, as every node of the cluster does (`--audit`).
+    Audited,
     /// It is valid, and selects no pod that runs.
     Unused,
     /// No node tells anything.
@@ -152,8 +154,15 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Rejected, Self::Earlier, Self::Partly, Self::InForce, Self::Unused, Self::Unknown];
+    pub const ALL: [Self; 7] = [
+        Self::Rejected,
+        Self::Earlier,
+        Self::Partly,
+        Self::InForce,
+        Self::Audited,
+        Self::Unused,
+        Self::Unknown,
+    ];
 
     /// Returns its word for metrics.
     #[must_use]
@@ -163,6 +172,7 @@ impl State {
             Self::Earlier => "earlier",
             Self::Partly => "partly",
             Self::InForce => "in_force",
+            Self::Audited => "audited",
             Self::Unused => "unused",
             Self::Unknown => "unknown",
         }
@@ -176,6 +186,7 @@ impl State {
             Self::Earlier => "earlier version",
             Self::Partly => "partly",
             Self::InForce => "in force",
+            Self::Audited => "audited",
             Self::Unused => "selects no pod",
             Self::Unknown => "not known",
         }
@@ -269,15 +280,20 @@ pub struct NodesStatus {
     pub versions: BTreeMap<String, usize>,
     /// The revisions of each provider's ranges, with how many nodes have each.
     pub ranges: BTreeMap<String, BTreeMap<String, usize>>,
+    /// Whether every node that tells something only audits: nothing is denied for a policy's sake.
+    pub audit_only: bool,
     /// What is wrong, a line each: the first few.
     pub reasons: Vec<String>,
 }
 
 impl NodesStatus {
-    /// Returns whether every node has told that all is in force.
+    /// Returns whether every node has told that all is in force. A cluster that only audits is meant to; one of which a part does is not.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.not_ready == 0 && self.auditing == 0 && self.silent == 0 && self.missing.unwrap_or(0) == 0
+        self.not_ready == 0
+            && (self.auditing == 0 || self.audit_only)
+            && self.silent == 0
+            && self.missing.unwrap_or(0) == 0
     }
 }
 
@@ -287,6 +303,9 @@ impl NodesStatus {
 pub struct Overview {
     /// The nodes; null where they could not be asked.
     pub nodes: Option<NodesStatus>,
+    /// What contradicts that every node only audits: what others enforce.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contradiction: Option<String>,
     /// The policies.
     pub policies: Vec<PolicyStatus>,
 }
@@ -296,6 +315,7 @@ impl Overview {
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.nodes.as_ref().is_none_or(NodesStatus::is_good)
+            && self.contradiction.is_none()
             && self.policies.iter().all(|policy| !policy.state.is_bad())
     }
 }
@@ -317,14 +337,38 @@ pub fn overview(facts: &[Facts], nodes: Option<&Nodes>, now: u64) -> Overview {
     }
     let none = Tally::default();
     let heard = nodes.is_some_and(|nodes| !nodes.summaries.is_empty());
-    let policies = facts
+    let audit_only = nodes.is_some_and(Nodes::only_audit);
+    let policies: Vec<PolicyStatus> = facts
         .iter()
         .map(|facts| {
             let tally = tallies.get(facts.id.to_string().as_str()).unwrap_or(&none);
-            policy(facts, tally, heard, now)
+            policy(facts, tally, heard, audit_only, now)
         })
         .collect();
-    Overview { nodes: nodes.map(|nodes| status(nodes, now)), policies }
+    let made = policies.iter().filter_map(|policy| policy.network_policies).sum();
+    let contradiction = audit_only.then(|| contradiction(made)).flatten();
+    Overview { nodes: nodes.map(|nodes| status(nodes, now)), contradiction, policies }
+}
+
+/// Says what so many NetworkPolicies mean where every node only audits.
+#[must_use]
+pub fn contradiction(made: usize) -> Option<String> {
+    let written = match made {
+        0 => return None,
+        1 => "1 NetworkPolicy is written",
+        _ => &format!("{made} NetworkPolicies are written"),
+    };
+    Some(format!(
+        "every node only audits (--audit), and {written} all the same: network plugins that enforce those deny what agents let pass"
+    ))
+}
+
+impl Nodes {
+    /// Returns whether all that tell something only audit.
+    #[must_use]
+    pub fn only_audit(&self) -> bool {
+        !self.summaries.is_empty() && self.summaries.values().all(|summary| summary.audit)
+    }
 }
 
 /// Returns how a node has been silent, if it counts as that.
@@ -348,7 +392,7 @@ fn only_audit(nodes: usize) -> Option<String> {
     }
 }
 
-fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, now: u64) -> PolicyStatus {
+fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, audit_only: bool, now: u64) -> PolicyStatus {
     let mut nodes = NodeCounts { selected: tally.told.len(), ..NodeCounts::default() };
     let (mut pods, mut pods_behind) = (0, 0);
     let mut lines = Vec::new();
@@ -389,6 +433,11 @@ fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, now: u64) -> PolicyStat
     let state = match facts.in_force {
         InForce::Nothing if !holds_some => State::Rejected,
         InForce::Nothing | InForce::Earlier => State::Earlier,
+        InForce::Current
+            if audit_only && nodes.auditing > 0 && nodes.selected == nodes.enforcing + nodes.auditing =>
+        {
+            State::Audited
+        }
         InForce::Current if nodes.selected > nodes.enforcing => State::Partly,
         InForce::Current if !heard => State::Unknown,
         InForce::Current if nodes.selected == 0 => State::Unused,
@@ -406,7 +455,8 @@ fn policy(facts: &Facts, tally: &Tally<'_>, heard: bool, now: u64) -> PolicyStat
         if more > 0 {
             lines.push(format!("and {more} more nodes"));
         }
-        reasons.extend(only_audit(nodes.auditing));
+        // Of a whole cluster it is said once.
+        reasons.extend(only_audit(nodes.auditing).filter(|_| !audit_only));
         reasons.extend(lines);
     }
     reasons.extend(facts.unresolved.iter().map(|line| plain(line, MOST_TEXT)));
@@ -465,7 +515,11 @@ fn status(nodes: &Nodes, now: u64) -> NodesStatus {
         lines.extend(missing.iter().map(|node| format!("node {node} tells nothing")));
     }
     let more = lines.len().saturating_sub(MOST_NODES);
-    status.reasons = only_audit(status.auditing).into_iter().collect();
+    status.audit_only = nodes.only_audit();
+    status.reasons = match status.audit_only {
+        true => vec!["every node only audits (--audit): no policy denies anything".to_owned()],
+        false => only_audit(status.auditing).into_iter().collect(),
+    };
     status.reasons.extend(lines.iter().take(MOST_NODES).map(|line| plain(line, MOST_TEXT)));
     if more > 0 {
         status.reasons.push(format!("and {more} more"));

@@ -275,6 +275,7 @@ impl Reporter {
         let nodes = Nodes { summaries, all: self.nodes.clone() };
         let overview = overview::overview(&facts, Some(&nodes), now);
         self.counts.see(&overview);
+        self.contradict(overview.contradiction.as_deref());
         if self.options.choice == Choice::Off {
             return;
         }
@@ -306,6 +307,22 @@ impl Reporter {
         if self.said.get(what) != Some(&text) {
             info!("{what}: {text}");
             self.said.insert(what, text);
+        }
+    }
+
+    /// Says once that what is written is enforced by others though every node only audits, and that it is no longer so.
+    fn contradict(&mut self, contradiction: Option<&str>) {
+        const WHAT: &str = "audit";
+        match (contradiction, self.said.get(WHAT)) {
+            (Some(text), said) if said.is_none_or(|said| said != text) => {
+                warn!("{text}; --network-policies off writes none");
+                self.said.insert(WHAT, text.to_owned());
+            }
+            (None, Some(_)) => {
+                info!("what is written no longer contradicts what nodes do");
+                self.said.remove(WHAT);
+            }
+            _ => {}
         }
     }
 

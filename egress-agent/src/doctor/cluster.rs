@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 pub use self::gather::{Options, gather};
 use super::{Check, Fact, Findings, Severity, percent, span};
-use crate::{k8s::summary::Summary, policy::cluster::NsName};
+use crate::{k8s::summary::Summary, overview::contradiction, policy::cluster::NsName};
 
 /// The part of denials that asked for names, in percent, from which on names are what is wrong.
 const NAMES_DOMINATE: u64 = 50;
@@ -138,6 +138,8 @@ pub struct Facts {
     pub ranges: Fact<BTreeMap<String, u64>>,
     /// What nodes tell of themselves.
     pub summaries: Fact<BTreeMap<String, Summary>>,
+    /// How many NetworkPolicies were made of policies.
+    pub generated: Fact<usize>,
     /// All policies.
     pub policies: Fact<BTreeMap<NsName, Policy>>,
     /// The namespaces whose policies the webhook is asked about.
@@ -639,6 +641,25 @@ fn nodes(facts: &Facts, found: &mut Findings) {
             "the agents do not publish what their nodes enforce",
             "whether a policy is in force on every node cannot be told from here",
             "set EGRESS_SUMMARY_NAMESPACE of the agents; deploy/components/controller has the rights for it",
+        );
+    }
+    let auditing = summaries.values().filter(|summary| summary.audit).count();
+    if auditing > 0 && auditing < summaries.len() {
+        found.add(
+            Severity::Warning,
+            format!("{auditing} of {} nodes only audit (--audit)", summaries.len()),
+            "which policies hold depends on where a pod runs",
+            format!("kubectl --namespace {} rollout status daemonset", facts.options.agent_namespace),
+        );
+    } else if auditing > 0
+        && let Some(what) = facts.generated.as_ref().ok().and_then(|made| contradiction(*made))
+    {
+        found.add(
+            Severity::Warning,
+            what,
+            "the cluster only seems to audit",
+            "set EGRESS_NETWORK_POLICIES=off of the controller and delete what it has made: kubectl delete networkpolicies \
+             --all-namespaces --selector app.kubernetes.io/managed-by=egress-agent",
         );
     }
     let mut versions: Vec<&str> = summaries.values().map(|summary| summary.version.as_str()).collect();

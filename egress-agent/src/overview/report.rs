@@ -128,6 +128,7 @@ fn lines(policy: &PolicyStatus) -> Vec<Line> {
         State::Earlier => (Outcome::Fail, "It is not valid; its last valid version holds."),
         State::Partly => (Outcome::Warn, "Not every node that should enforces it."),
         State::InForce => (Outcome::Pass, "Every node that should enforces it."),
+        State::Audited => (Outcome::Skip, "Every node only audits (--audit): it denies nothing."),
         State::Unused => (Outcome::Skip, "It selects no pod that runs."),
         State::Unknown => (Outcome::Error, "No node tells what it enforces."),
     };

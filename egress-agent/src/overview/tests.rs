@@ -150,6 +150,52 @@ fn a_node_that_only_audits_does_not_enforce() {
 }
 
 #[test]
+fn a_cluster_that_only_audits_is_a_state_and_no_finding() {
+    let mut told = nodes(&[("a", &[("shop/web", GOOD, 3, 0)]), ("b", &[("shop/web", GOOD, 1, 0)])]);
+    told.summaries.values_mut().for_each(|summary| summary.audit = true);
+    let unwritten = |name: &str| Facts { generated: Some(Objects::default()), ..facts(name) };
+    let all = overview(&[unwritten("web"), unwritten("other")], Some(&told), NOW);
+    let states: Vec<State> = all.policies.iter().map(|policy| policy.state).collect();
+    assert_eq!(states, [State::Audited, State::Unused]);
+    assert_eq!(all.policies[0].reasons, [""; 0], "it is said once, of the nodes");
+    let seen = all.nodes.as_ref().expect("they were asked");
+    assert_eq!((seen.ready, seen.auditing, seen.audit_only), (0, 2, true));
+    assert_eq!(seen.reasons, ["every node only audits (--audit): no policy denies anything"]);
+    assert!(all.is_good() && all.contradiction.is_none());
+    let report = report::reports(&all)["shop"].object(Dialect::OpenReports, "shop", "one", None, 7);
+    assert_eq!((&report["summary"]["skip"], &report["summary"]["warn"]), (&json!(2), &json!(0)));
+    let messages = report["results"].to_string();
+    assert!(messages.contains("Every node only audits (--audit): it denies nothing."), "{messages}");
+
+    // What others enforce contradicts it.
+    let written = overview(&[facts("web"), facts("other")], Some(&told), NOW);
+    let text = written.contradiction.as_deref().unwrap_or_default();
+    assert!(text.contains("2 NetworkPolicies are written all the same"), "{text}");
+    assert!(!written.is_good());
+    // A node that has another version, is behind, silent or not ready is a finding all the same.
+    let bad: [fn(&mut Summary); 3] = [
+        |summary| summary.written = NOW - SILENT,
+        |summary| summary.policies.values_mut().for_each(|held| held.revision = OLD.to_owned()),
+        |summary| summary.policies.values_mut().for_each(|held| held.behind = 1),
+    ];
+    for (number, change) in bad.iter().enumerate() {
+        let mut told = told.clone();
+        change(told.summaries.get_mut("b").expect("it is there"));
+        let status = one(unwritten("web"), &told);
+        assert_eq!(status.state, State::Partly, "{number}");
+        assert_eq!(status.reasons.len(), 1, "{number}: {:?}", status.reasons);
+    }
+    told.summaries.get_mut("b").expect("it is there").ready = false;
+    assert!(!overview(&[unwritten("web")], Some(&told), NOW).is_good());
+    // As soon as one enforces, the others are a finding.
+    told.summaries.get_mut("b").expect("it is there").ready = true;
+    told.summaries.get_mut("b").expect("it is there").audit = false;
+    let mixed = overview(&[facts("web")], Some(&told), NOW);
+    assert_eq!(mixed.policies[0].state, State::Partly);
+    assert!(mixed.contradiction.is_none() && !mixed.is_good());
+}
+
+#[test]
 fn a_policy_that_is_not_valid_says_what_holds() {
     let none = nodes(&[("a", &[("shop/web", "", 1, 0)])]);
     let status = one(rejected("web"), &none);

@@ -11,7 +11,7 @@ use egress_tests::lab::{agent, api::Server};
 use serde_json::{Value, json};
 
 use crate::{
-    policies::{allow, cidr, config_map},
+    policies::{allow, cidr, config_map, network_policy},
     ranges::{Scene, kubectl, until},
 };
 
@@ -48,10 +48,15 @@ pub(crate) fn define(server: &Server, file: &str) {
 
 /// Has a node tell which policies it has, each with its revision.
 fn tell(server: &Server, node: &str, policies: &[(&str, &str)]) {
+    tell_as(server, node, policies, false);
+}
+
+/// Has a node tell that, and whether it only audits.
+fn tell_as(server: &Server, node: &str, policies: &[(&str, &str)], audit: bool) {
     let held: serde_json::Map<String, Value> =
         policies.iter().map(|(policy, revision)| ((*policy).to_owned(), json!([revision, 2, 0]))).collect();
     let now = jiff::Timestamp::now().as_second();
-    let text = json!({ "version": "0.1.0", "written": now, "ready": true, "reasons": [], "policies": held });
+    let text = json!({ "version": "0.1.0", "written": now, "ready": true, "audit": audit, "reasons": [], "policies": held });
     let object = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {
@@ -61,6 +66,15 @@ fn tell(server: &Server, node: &str, policies: &[(&str, &str)]) {
         "data": { summary::KEY: text.to_string() },
     });
     server.put(&object).expect("it is taken");
+}
+
+fn uid_of(object: &Value) -> String {
+    object["metadata"]["uid"].as_str().expect("the server gives it one").to_owned()
+}
+
+fn summary_of(node: &str) -> Value {
+    let name = summary::name(node).expect("it is short");
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "namespace": AGENTS, "name": name } })
 }
 
 fn status(server: &Server, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -98,6 +112,13 @@ pub(crate) async fn written(server: &Server) {
     until("it counts what nodes tell", || {
         one.sum("egress_nodes", &[("state", "ready")]) == 1.0 && seen("in_force") >= 1.0
     });
+    // Every node audits, and the policy is a NetworkPolicy all the same.
+    until("there is one", || server.get(&network_policy(tenant, "egress-web")).is_ok());
+    tell_as(server, "node-a", &[(&web, &revision)], true);
+    until("it says that one contradicts the other", || one.says("are written all the same"));
+    assert!(seen("audited") >= 1.0 && one.sum("egress_nodes", &[("state", "audit")]) == 1.0);
+    tell(server, "node-a", &[(&web, &revision)]);
+    until("it says that this is over", || one.says("no longer contradicts"));
     if server.as_real().is_none() {
         one.end(&scene.keeper);
         return;
@@ -165,9 +186,7 @@ pub(crate) async fn asked(server: &Server) {
     }
     for node in ["node-a", "node-b"] {
         // What another case has told counts no more.
-        let name = summary::name(node).expect("it is short");
-        let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "namespace": AGENTS, "name": name } });
-        drop(server.delete(&object));
+        drop(server.delete(&summary_of(node)));
     }
     let policy = allow(&[cidr("198.51.100.0/24")]);
     let revision = summary::revision(&policy.to_string());
@@ -192,6 +211,32 @@ pub(crate) async fn asked(server: &Server) {
     assert_eq!((&value["policies"][0]["state"], &value["nodes"]["ready"]), (&json!("inForce"), &json!(1)));
     let (_, yaml, _) = status(server, &["--cluster", "-n", tenant, "-o", "yaml"]);
     assert!(yaml.contains("state: inForce"), "{yaml}");
+
+    // A cluster that audits is as it is meant to be, unless others enforce, or some of its nodes.
+    tell_as(server, "node-a", &[(&web, &revision)], true);
+    let (code, text, _) = status(server, &["--cluster", "-n", tenant]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("Nodes:       0 ready, 1 only auditing, 0 not ready"), "{text}");
+    assert!(text.contains("every node only audits (--audit): no policy denies anything"), "{text}");
+    assert!(text.contains("web      audited   enforce"), "{text}");
+    let mut made = network_policy(tenant, "egress-web");
+    made["metadata"]["labels"] = json!({ "app.kubernetes.io/managed-by": "egress-agent" });
+    made["metadata"]["annotations"] = json!({ "egress-agent.dev/source": web });
+    let owner = uid_of(&server.get(&config_map(tenant, "web", &policy)).expect("it is there"));
+    made["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "web", "uid": owner }]);
+    made["spec"] = json!({ "podSelector": {}, "policyTypes": ["Egress"] });
+    server.create(&made).expect("it is taken");
+    let (code, text, _) = status(server, &["--cluster", "-n", tenant]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("1 NetworkPolicy is written all the same"), "{text}");
+    server.delete(&made).expect("it is deleted");
+    tell(server, "node-b", &[(&web, &revision)]);
+    let (code, text, _) = status(server, &["--cluster", "-n", tenant]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("1 node only audits (--audit)") && text.contains("partly"), "{text}");
+    server.delete(&summary_of("node-b")).expect("it is deleted");
+    tell(server, "node-a", &[(&web, &revision)]);
 
     // As a plugin of kubectl it asks about the cluster, and about the context's namespace.
     let folder = tempfile::tempdir().expect("a folder can be made");

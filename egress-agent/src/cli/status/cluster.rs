@@ -260,7 +260,7 @@ pub(super) fn table(overview: &Overview) -> String {
         let ranges =
             nodes.ranges.iter().map(|(provider, revisions)| format!("{provider} {}", counts(revisions)));
         lines.extend(ranges.map(|line| ("Ranges", line)));
-        lines.extend(nodes.reasons.iter().map(|reason| ("", reason.clone())));
+        lines.extend(nodes.reasons.iter().chain(&overview.contradiction).map(|reason| ("", reason.clone())));
         for (head, line) in lines {
             let head = if head.is_empty() { String::new() } else { format!("{head}:") };
             writeln!(text, "{head:<13}{line}").expect("a string takes everything");

@@ -11,6 +11,7 @@ use k8s_openapi::{
         core::v1::{ConfigMap, Namespace, Node, Secret, Service},
         discovery::v1::EndpointSlice,
         events::v1::Event,
+        networking::v1::NetworkPolicy,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -33,6 +34,7 @@ use crate::{
     k8s::{
         client::{self, Access},
         convert::{MANAGED, POLICY_KEY},
+        generated::{MANAGED_BY, is_generated},
         published::{self, head_name},
         summary::{self, Summary},
     },
@@ -115,6 +117,7 @@ pub async fn gather(access: &Access, options: &Options) -> anyhow::Result<(Facts
         lease: ask.lease().await,
         ranges: ask.ranges(&mut note).await,
         summaries: ask.summaries(&mut note).await,
+        generated: ask.generated().await,
         policies,
         validated: ask.validated().await,
         dns: dns.into_iter().collect(),
@@ -130,6 +133,7 @@ pub async fn gather(access: &Access, options: &Options) -> anyhow::Result<(Facts
     note("the controllers' Lease", facts.lease.clone().err());
     note("published ranges", facts.ranges.clone().err());
     note("what nodes tell of themselves", facts.summaries.clone().err());
+    note("the NetworkPolicies that were made of policies", facts.generated.clone().err());
     note("policies", facts.policies.clone().err());
     note("the labels of namespaces", facts.validated.clone().err());
     note("what answers names", facts.dns.clone().err());
@@ -351,6 +355,13 @@ impl Ask<'_> {
             }
         }
         Ok(found)
+    }
+
+    async fn generated(&self) -> Fact<usize> {
+        let api: Api<NetworkPolicy> = Api::all(self.client.clone());
+        let params = ListParams::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
+        let (objects, _) = all(&api, params).await?;
+        Ok(objects.iter().filter(|object| is_generated(&object.metadata)).count())
     }
 
     async fn policies(&self) -> Fact<(BTreeMap<NsName, Policy>, bool)> {

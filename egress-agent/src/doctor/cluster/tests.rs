@@ -52,6 +52,7 @@ fn healthy() -> Facts {
         lease: Ok(Some(Lease { holder: "a".to_owned(), renewed: NOW - 2, lasts: 15 })),
         ranges: Ok(BTreeMap::from([("aws".to_owned(), NOW - DAY)])),
         summaries: Ok(BTreeMap::from([("node-a".to_owned(), summary)])),
+        generated: Ok(4),
         policies: Ok(BTreeMap::from([(ns("shop", "web"), policy)])),
         validated: Ok(vec!["shop".to_owned()]),
         dns: Ok(vec![(ns("kube-system", "kube-dns"), Some(2))]),
@@ -175,6 +176,13 @@ const CASES: &[Case] = &[
         let other = Summary { version: "0.2.0".to_owned(), ..summary_of(facts).clone() };
         facts.summaries.as_mut().expect("they were asked for").insert("node-b".to_owned(), other);
     }),
+    ("nodes", Severity::Warning, "1 of 2 nodes only audit", |facts| {
+        let other = Summary { audit: true, ..summary_of(facts).clone() };
+        facts.summaries.as_mut().expect("they were asked for").insert("node-b".to_owned(), other);
+    }),
+    ("nodes", Severity::Warning, "every node only audits (--audit), and 4 NetworkPolicies", |facts| {
+        summary_of(facts).audit = true;
+    }),
     ("validation", Severity::Warning, "shop has policies, which govern pods there (2", |facts| {
         facts.validated = Ok(Vec::new());
     }),
@@ -213,7 +221,12 @@ fn names_come_before_everything_else() {
 
 #[test]
 fn what_is_as_it_should_be_is_no_finding() {
-    let quiet: [fn(&mut Facts); 6] = [
+    let quiet: [fn(&mut Facts); 7] = [
+        // A cluster that audits, and writes nothing that others enforce.
+        |facts| {
+            summary_of(facts).audit = true;
+            facts.generated = Ok(0);
+        },
         // Nobody needs names.
         |facts| {
             policy_of(facts).needs_dns = false;
