@@ -187,6 +187,12 @@ fn every_role_is_on_the_dashboard() {
         "egress_policy_errors",
         "egress_admission_requests_total",
         "egress_controller_leader",
+        "egress_policies",
+        "egress_nodes",
+        "egress_reports_total",
+        "egress_controller_events_total",
+        "egress_generated_refused",
+        "egress_audit_only",
     ] {
         assert!(is_asked(name), "{name}");
     }

@@ -175,17 +175,21 @@ impl Sources {
             ("failed", read(&self.events.failed)),
             ("dropped", read(&self.events.dropped)),
         ];
-        let seen = self.reports.seen();
+        // Who does not lead knows only how it was once.
+        let seen = if leads { self.reports.seen() } else { reports::Seen::default() };
+        let now_known = |description: &Description, value: Value| {
+            description.family(leads.then(|| Sample { labels: Vec::new(), value }).into_iter().collect())
+        };
         vec![
             LEADER.single(Value::Whole(leads.into())),
             metrics::cloud_ranges_age(&ages),
             REVISION.family(revisions),
             ROUNDS.family(rounds),
-            POLICIES.single(Value::Whole(self.policies.policies.load(Ordering::Relaxed))),
-            OBJECTS.single(Value::Whole(self.policies.objects.load(Ordering::Relaxed))),
-            LOSSES.single(Value::Whole(self.policies.losses.load(Ordering::Relaxed))),
+            now_known(&POLICIES, Value::Whole(read(&policies.policies))),
+            now_known(&OBJECTS, Value::Whole(read(&policies.objects))),
+            now_known(&LOSSES, Value::Whole(read(&policies.losses))),
             WRITES.family(by("result", writes)),
-            REFUSED.single(Value::Whole(read(&policies.refused))),
+            now_known(&REFUSED, Value::Whole(read(&policies.refused))),
             EVENTS.family(by("outcome", events)),
             REPORTS.family(by("result", reports)),
             NODES.family(by("state", seen.nodes)),
@@ -206,9 +210,10 @@ mod tests {
     fn what_it_exports_is_named_with_its_labels() {
         let counts = Arc::<AllCounts>::default();
         counts.of("aws").heard.store(1, Ordering::Relaxed);
-        let (_, standing) = watch::channel(Standing::Unknown { why: String::new() });
+        let until = Instant::now() + Duration::from_secs(60);
+        let (lead, standing) = watch::channel(Standing::Leader { until, term: 0 });
         let reports = Arc::<reports::Counts>::default();
-        let told = Overview { nodes: Some(NodesStatus::default()), policies: Vec::new() };
+        let told = Overview { nodes: Some(NodesStatus::default()), ..Overview::default() };
         reports.see(&told);
         let sources = Sources {
             counts,
@@ -219,5 +224,12 @@ mod tests {
             clock: Arc::new(|| 10),
         };
         catalogue::tests::agrees(FAMILIES, &sources.families().iter().collect::<Vec<_>>());
+        // How policies and nodes stand is told by one: another one's word would be an old one.
+        lead.send_replace(Standing::Follower { leader: "another".to_owned() });
+        let families = sources.families();
+        for description in [POLICIES, OBJECTS, LOSSES, REFUSED, NODES, STANDING] {
+            let family = families.iter().find(|family| family.name == description.name);
+            assert!(family.expect("it is a family").samples.is_empty(), "{}", description.name);
+        }
     }
 }
