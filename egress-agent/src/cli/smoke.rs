@@ -299,8 +299,8 @@ impl Witness {
         let Some(address) = self.metrics else { return Ok(None) };
         let text = ask_tcp(address, "/metrics")?.1;
         Ok(Some(Agent {
-            version: label(&text, "egress_build_info", "version").with_context(|| {
-                format!("{address} tells no egress_build_info, so it is no agent's: its counts prove nothing")
+            version: version(&text).with_context(|| {
+                format!("{address} tells no egress_build_info and egress_pods, so it is no agent's: its counts prove nothing")
             })?,
             node: address.ip().to_string(),
             ready: ask_tcp(address, "/readyz")?.0 == 200,
@@ -312,6 +312,11 @@ impl Witness {
     fn denied(&self) -> anyhow::Result<Option<u64>> {
         Ok(self.look()?.and_then(|agent| agent.denied_before))
     }
+}
+
+/// Returns the version of the agent whose scrape it is. The controller and the webhook tell theirs, too, and know no pods.
+fn version(text: &str) -> Option<String> {
+    label(text, "egress_build_info", "version").filter(|_| label(text, "egress_pods", "state").is_some())
 }
 
 /// Returns the value of a label of the first series of a family.
@@ -354,7 +359,8 @@ fn ask_tcp(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
 }
 
 fn exchange(mut stream: impl io::Read + io::Write, path: &str) -> io::Result<(u16, String)> {
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    // In one piece, for servers that answer what they have read of it.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.take(MOST_BYTES).read_to_string(&mut answer)?;
     let strange = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");

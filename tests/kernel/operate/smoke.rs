@@ -4,16 +4,21 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    path::Path,
     process::Command,
     sync::mpsc,
     thread,
 };
 
-use egress_agent::kernel::cgroup;
-use egress_tests::lab::{agent::Agent, at};
-use serde_json::Value;
+use egress_agent::{k8s::summary, kernel::cgroup};
+use egress_tests::lab::{
+    agent::{self, Agent},
+    api::{Server, real},
+    at,
+};
+use serde_json::{Value, json};
 
 use crate::scene::{Node, Said, ask, good};
 
@@ -223,4 +228,106 @@ fn silence_is_proven_by_the_agents_count_alone() {
         &[("tcp://198.51.100.7:443", "timeout proven"), ("tcp://[2001:db8:bad::7]:443", "timeout proven")],
     );
     assert_eq!(said.code, Some(0));
+}
+
+/// Answers every question with this text. The thread ends with the process.
+fn serve(text: String) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
+    let address = listener.local_addr().expect("it has an address");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("it can be accepted");
+            let mut question = [0; 1024];
+            assert_ne!(stream.read(&mut question).expect("a question comes"), 0);
+            write!(stream, "HTTP/1.0 200 OK\r\n\r\n{text}").expect("who asked is there");
+        }
+    });
+    address
+}
+
+/// Runs the smoke test where this one runs.
+fn smoke_here(arguments: &[&str], kubeconfig: Option<&Path>) -> Said {
+    let mut command = Command::new(good(agent::binary()));
+    command.args(["smoke", "-o", "json", "--timeout", "1", "--pod-name", "web"]).args(arguments);
+    command.env_remove("KUBECONFIG").env("NO_PROXY", "*");
+    if let Some(kubeconfig) = kubeconfig {
+        command.env("KUBECONFIG", kubeconfig);
+    }
+    ask(&mut command)
+}
+
+/// What answers in the agent's place, such as another exporter or the controller, counts no denials, and is told apart.
+#[test]
+fn what_is_no_agent_is_no_witness() {
+    const BUILD: &str = "egress_build_info{version=\"0.1.0\",revision=\"\"} 1\n";
+    const PODS: &str = "egress_pods{state=\"governed\"} 1\n";
+    const DENIED: &str = "egress_denied_packets_total{namespace=\"shop\",pod=\"web\",reason=\"expired\"} 7\n";
+    let open = serve(String::new()).to_string();
+    let look = |text: &str| {
+        let address = serve(text.to_owned()).to_string();
+        smoke_here(&["--agent-metrics", &address, "--allow", &open], None)
+    };
+    for other in ["", "node_cpu_seconds_total{cpu=\"0\"} 1\n", BUILD, PODS] {
+        let said = look(other);
+        assert_eq!(said.code, Some(2), "{other:?}: {said:?}");
+        assert!(said.errors.contains("so it is no agent's: its counts prove nothing"), "{other:?}: {said:?}");
+        assert!(said.json.is_null(), "no evidence of it: {said:?}");
+    }
+    let said = look(&[BUILD, PODS, DENIED].concat());
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let told = &said.json["agent"];
+    assert_eq!((&told["version"], &told["deniedBefore"]), (&"0.1.0".into(), &7.into()), "{told}");
+}
+
+/// The evidence names each policy of the namespace with the revision of its text and the API server's.
+fn asks(server: &Server) {
+    let namespace = "smoke-shop";
+    let text = POLICY.replace('\n', "");
+    good(server.namespace(namespace, &[]));
+    let map = |name: &str, labels: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "namespace": namespace, "name": name, "labels": labels },
+            "data": { "policy.json": text },
+        })
+    };
+    let stored = good(server.put(&map("web", json!({ "egress-controller": "managed" }))));
+    good(server.put(&map("other", json!({}))));
+    let open = serve(String::new()).to_string();
+    let arguments = ["--ask-api", "--pod-namespace", namespace, "--allow", &open];
+    let said = smoke_here(&arguments, Some(&server.kubeconfig()));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let version = stored["metadata"]["resourceVersion"].as_str().expect("it has one");
+    let revision = format!("{} (resourceVersion {version})", summary::revision(&text));
+    assert_eq!(said.json["policies"], json!({ "smoke-shop/web": revision }));
+    let said = smoke_here(&["--ask-api", "--allow", &open], Some(&server.kubeconfig()));
+    assert!(said.code == Some(2) && said.errors.contains("--pod-namespace"), "{said:?}");
+    if server.as_real().is_some() {
+        let account = good(server.kubeconfig_for(namespace, "nobody"));
+        let said = smoke_here(&arguments, Some(&account));
+        assert_eq!(said.code, Some(2), "{said:?}");
+        assert!(said.errors.contains("cannot list resource \"configmaps\""), "{said:?}");
+        assert!(said.json.is_null(), "{said:?}");
+    }
+    good(server.stop());
+    let said = smoke_here(&arguments, Some(&server.kubeconfig()));
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.json.is_null(), "revisions that were asked for and are not known are no evidence: {said:?}");
+}
+
+#[test]
+fn revisions_are_asked_for_at_the_double() {
+    asks(&good(Server::double()));
+}
+
+#[test]
+fn revisions_are_asked_for_at_a_real_server() {
+    match real::binaries() {
+        Ok(binaries) => asks(&good(Server::real(&binaries, &real::Settings::default()))),
+        Err(error) => {
+            // The harness may have begun a line with the name of the test.
+            let line = format!("\nSKIPPED cluster: {error:#}\n");
+            std::io::stdout().write_all(line.as_bytes()).expect("standard output is open");
+        }
+    }
 }
