@@ -214,6 +214,28 @@ fn starts(node: &Node<'_>, bpffs: &BpfFs, effort: &Effort, report: &mut Report) 
             row("over pins of an earlier agent", &taken_over, over_goal),
         ],
     });
+    let mut ready = |what: &str, goal: &str, starts: &[Start]| {
+        let times: Vec<f64> = starts.iter().map(|start| start.ready).collect();
+        let spread = Spread::of(&times);
+        let [limit, verdict] = report.goal(goal, 1000.0, spread.high, "ms");
+        vec![what.to_owned(), number(spread.median), number(spread.high), limit, verdict]
+    };
+    let rows = vec![
+        ready("cold", "cold start, from the execution to ready, 110 pods and 50 policies, slowest", &cold),
+        ready(
+            "over pins of an earlier agent",
+            "the same, from the execution to ready, taking over pins, slowest",
+            &taken_over,
+        ),
+    ];
+    report.table(Table {
+        title: "From the execution to ready",
+        about: "The starts of the section before: from before the process is made until `/readyz` answers 200, asked every millisecond once all 110 pods have their policies in the \
+                kernel. A pod that kubelet starts meanwhile waits no longer than this for its policies.",
+        reading: format!("{} starts of each kind.", cold.len()),
+        head: &["start", "median, ms", "slowest, ms", "goal", ""],
+        rows,
+    });
     last.context("there was a start")
 }
 
