@@ -29,7 +29,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
 /// beside the other.
 pub(crate) fn object(workspace: &Workspace, debug_log: bool) -> Result<PathBuf> {
     let tools = toolchain::ensure(workspace)?;
-    let mut build = workspace.bpf_cargo("build", &tools.linker);
+    let mut build = workspace.bpf_cargo("build", &tools.linker)?;
     if debug_log {
         build.args(["--features", "debug-log"]);
     }

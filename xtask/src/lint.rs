@@ -12,7 +12,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     process::run(&mut host_lints(workspace, &[]))?;
     process::run(&mut host_lints(workspace, &["--package", "egress-tests"]))?;
     let tools = toolchain::ensure(workspace)?;
-    process::run(workspace.bpf_cargo("clippy", &tools.linker).args(["--", "-D", "warnings"]))
+    process::run(workspace.bpf_cargo("clippy", &tools.linker)?.args(["--", "-D", "warnings"]))
 }
 
 pub(crate) fn formatting(workspace: &Workspace) -> Command {

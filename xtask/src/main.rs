@@ -7,6 +7,7 @@ mod build;
 mod chart;
 mod demo;
 mod docs;
+mod image;
 mod kernels;
 mod lint;
 mod man;
@@ -43,6 +44,8 @@ enum Verb {
     /// Write what is made of code: the pages of metrics, flags and the policy document, and the JSON Schema
     #[command(visible_alias = "metrics")]
     Docs,
+    /// Build the container image, and the plugin of kubectl, for amd64 and arm64
+    Image(image::Arguments),
     /// Run the kernel tests on other kernels, in virtual machines
     Kernels(kernels::Arguments),
     /// Check formatting and lints of every crate, the kernel programs included
@@ -77,6 +80,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Chart => chart::write(&workspace)?,
         Verb::Demo(arguments) => return demo::run(&workspace, &arguments),
         Verb::Docs => docs::run(&workspace)?,
+        Verb::Image(arguments) => image::run(&workspace, &arguments)?,
         Verb::Kernels(arguments) => return kernels::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace)?,
         Verb::Man(arguments) => man::run(&workspace, &arguments)?,

@@ -1,13 +1,12 @@
 //! The BPF toolchain: rustc, the source of its core library, and bpf-linker. What is missing is installed.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 use crate::{apt, process};
 
 /// The oldest rustc that builds this workspace.
@@ -90,7 +89,7 @@ fn ensure_rust_src(target: &Path, sources: &Path, version: &str) -> Result<()> {
 
 /// Returns a bpf-linker that runs; installs one into cargo's own program directory if there is none.
 fn ensure_linker() -> Result<PathBuf> {
-    let installed = cargo_home()?.join("bin").join("bpf-linker");
+    let installed = workspace::cargo_home()?.join("bin").join("bpf-linker");
     for candidate in [PathBuf::from("bpf-linker"), installed.clone()] {
         if linker_fits(&candidate) {
             return Ok(candidate);
@@ -117,12 +116,6 @@ fn linker_fits(program: &Path) -> bool {
     let text = String::from_utf8_lossy(&output.stdout);
     output.status.success()
         && text.split_whitespace().nth(1).is_some_and(|version| at_least(version, BPF_LINKER))
-}
-
-fn cargo_home() -> Result<PathBuf> {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let default = || env::home_dir().map(|home| home.join(".cargo"));
-    home.or_else(default).context("neither CARGO_HOME nor a home directory is known")
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! Where this checkout and its build output are.
 
-use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+
+use crate::process;
 
 /// What cargo sets for the programs it runs, and what would change the flags of the cargo we start.
 const HARMFUL: [&str; 7] = [
@@ -45,13 +49,10 @@ impl Workspace {
     /// Returns a cargo command for the BPF target, which takes none of the caller's compiler flags.
     ///
     /// `verb` is `build` or `clippy`. The output has its own directory, so that these flags never rebuild the host's crates.
-    pub(crate) fn bpf_cargo(&self, verb: &str, linker: &Path) -> Command {
+    pub(crate) fn bpf_cargo(&self, verb: &str, linker: &Path) -> Result<Command> {
         let mut command = Command::new(cargo_program());
-        command.current_dir(&self.root);
-        for name in HARMFUL {
-            command.env_remove(name);
-        }
-        let flags = [
+        self.without_flags(&mut command);
+        let mut flags = vec![
             format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
             "-Cdebuginfo=2".to_owned(),
             "-Clink-arg=--btf".to_owned(),
@@ -60,6 +61,7 @@ impl Workspace {
             "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
             format!("-Clinker={}", linker.display()),
         ];
+        flags.extend(self.remapped()?);
         command
             // The standard library is built from source, which a stable compiler allows only with this.
             .env("RUSTC_BOOTSTRAP", "1")
@@ -67,7 +69,41 @@ impl Workspace {
             .args([verb, "--package", "egress-ebpf", "--target", BPF_TARGET, "-Z", "build-std=core"])
             .args(["--profile", "bpf", "--target-dir"])
             .arg(self.target.join("bpf"));
-        command
+        Ok(command)
+    }
+
+    /// Returns flags of rustc that keep folders of this machine out of what is built, so that it is the same everywhere.
+    pub(crate) fn remapped(&self) -> Result<Vec<String>> {
+        let sysroot = process::output(Command::new("rustc").args(["--print", "sysroot"]))?;
+        let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
+        let mut places = vec![(self.root.clone(), "/egress-agent"), (library, "/rust")];
+        // One folder for each registry, and for each way to reach it. There is none where crates are vendored.
+        let registries = cargo_home()?.join("registry").join("src");
+        if registries.is_dir() {
+            let failed = || format!("cannot list {}", registries.display());
+            for entry in fs::read_dir(&registries).with_context(failed)? {
+                places.push((entry.with_context(failed)?.path(), "/crates"));
+            }
+        }
+        // A compiler may follow links and then has the real names.
+        for (place, name) in places.clone() {
+            let real = place.canonicalize().with_context(|| format!("cannot find {}", place.display()))?;
+            if real != place {
+                places.push((real, name));
+            }
+        }
+        Ok(places
+            .iter()
+            .map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display()))
+            .collect())
+    }
+
+    /// Has a cargo command run in the root and take none of the caller's compiler flags.
+    pub(crate) fn without_flags(&self, command: &mut Command) {
+        command.current_dir(&self.root);
+        for name in HARMFUL {
+            command.env_remove(name);
+        }
     }
 
     /// Returns where `bpf_cargo("build", ..)` leaves its result.
@@ -77,6 +113,13 @@ impl Workspace {
 }
 
 const BPF_TARGET: &str = "bpfel-unknown-none";
+
+/// Returns where cargo keeps what it has downloaded and installed.
+pub(crate) fn cargo_home() -> Result<PathBuf> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let default = || env::home_dir().map(|home| home.join(".cargo"));
+    home.or_else(default).context("neither CARGO_HOME nor a home directory is known")
+}
 
 fn cargo_program() -> OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
