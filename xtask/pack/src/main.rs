@@ -186,6 +186,9 @@ fn krew(
     download: &str,
     sums: &BTreeMap<String, String>,
 ) -> Result<String> {
+    // What the template says of itself is not true of the manifest.
+    let lines = template.lines().skip_while(|line| line.starts_with('#'));
+    let template: String = lines.map(|line| format!("{line}\n")).collect();
     let mut filled =
         template.replace("@VERSION@", release.version).replace("@BASE_URL@", download.trim_end_matches('/'));
     for architecture in [Architecture::Amd64, Architecture::Arm64] {
@@ -273,6 +276,12 @@ mod tests {
         let filled = krew(template, &release, "https://x/", &sums).expect("all is known");
         assert_eq!(filled, "v1.2.3 https://x/x aa bb\n");
         assert!(krew("@WHAT@", &release, "https://x", &sums).is_err());
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders up");
+        let template = root_text(root, KREW).expect("it is there");
+        let filled =
+            krew(&template, &release, "https://x", &sums).expect("the template asks for nothing else");
+        assert!(filled.starts_with("apiVersion: krew."), "{filled}");
+        assert!(filled.contains("uri: \"https://x/kubectl-egress_1.2.3_linux_amd64.tar.gz\""), "{filled}");
     }
 
     #[test]
