@@ -169,6 +169,19 @@ fn every_command_that_the_prose_names_is_there() {
     assert!(seen > 40, "only {seen} commands were seen");
 }
 
+#[test]
+fn every_subcommand_is_on_the_page_of_commands() {
+    let page = fs::read_to_string(root().join("docs/commands.md")).expect("the page is there");
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name();
+        let is_named =
+            page.split('`').skip(1).step_by(2).any(|code| {
+                code.strip_prefix("egress-agent ").unwrap_or(code).split(' ').next() == Some(name)
+            });
+        assert!(is_named, "docs/commands.md says what {name} does");
+    }
+}
+
 /// The folders of the repository whose names begin paths.
 const FOLDERS: [&str; 7] = [".ci", "deploy", "docs", "egress-agent", "egress-common", "egress-ebpf", "xtask"];
 
@@ -298,4 +311,66 @@ fn every_statement_about_others_has_its_source() {
     }
     assert_eq!(references(statements), listed, "what is referred to, and what is listed");
     assert!(listed.len() > 20, "{listed:?}");
+}
+
+#[test]
+fn the_first_policy_is_as_the_page_says() {
+    let page =
+        pages::pages().into_iter().find(|page| page.name == "docs/first-policy.md").expect("it is there");
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    for (name, text) in page.files() {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder can be made");
+        fs::write(path, text).expect("a file can be written");
+    }
+    let programs = Path::new(env!("CARGO_BIN_EXE_egress-agent")).parent().expect("it is in a folder");
+    let mut path = std::ffi::OsString::from(programs);
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    let mut ran = 0;
+    for step in page.steps().iter().filter(|step| !step.root) {
+        let output = std::process::Command::new("sh")
+            .args(["-c", &step.command])
+            .env("PATH", &path)
+            .current_dir(folder.path())
+            .output()
+            .expect("a shell starts");
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(pages::is_printed(&said, &step.prints), "{} prints:\n{said}", step.command);
+        ran += 1;
+    }
+    assert_eq!(ran, 3, "the commands that need no root");
+}
+
+#[test]
+fn lines_are_compared_as_written_but_for_what_is_left_out() {
+    let wanted = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    assert!(pages::is_printed("a\nb 12 c\nd\ne\n", &wanted("a\nb … c\n…\ne")));
+    assert!(pages::is_printed("a\n", &wanted("a\n…")));
+    for (output, lines) in
+        [("a\nb\n", "a"), ("a\n", "a\nb"), ("b\n", "a"), ("a x\n", "a … c"), ("x\na\n", "a\n…")]
+    {
+        assert!(!pages::is_printed(output, &wanted(lines)), "{output:?} {lines:?}");
+    }
+}
+
+#[test]
+fn pictures_are_whole_and_can_be_read_on_light_and_dark() {
+    let mut seen = 0;
+    for entry in fs::read_dir(root().join("docs")).expect("the folder can be listed") {
+        let path = entry.expect("it can be listed").path();
+        if path.extension().is_none_or(|extension| extension != "svg") {
+            continue;
+        }
+        seen += 1;
+        let text = fs::read_to_string(&path).expect("a picture is text");
+        let picture =
+            roxmltree::Document::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let has = |name: &str| picture.descendants().any(|node| node.tag_name().name() == name);
+        assert!(has("title") && has("desc"), "{}: who cannot see it is told what it shows", path.display());
+        assert!(text.contains("prefers-color-scheme: dark"), "{}", path.display());
+        // GitHub shows it as an image, which loads nothing and runs nothing.
+        assert!(!has("script") && !has("image") && !text.contains("href="), "{}", path.display());
+    }
+    assert!(seen > 0, "there is a picture");
 }

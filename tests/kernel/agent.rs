@@ -20,7 +20,11 @@ use egress_tests::lab::{
     wire::{Outcome, Reply, Request},
 };
 
+mod first;
 mod observe;
+#[path = "../pages/mod.rs"]
+#[expect(dead_code, reason = "the other tests of pages use the rest")]
+mod pages;
 mod recommend;
 mod top;
 

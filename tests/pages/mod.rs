@@ -257,3 +257,78 @@ pub fn words_of<'w>(words: &'w [String], name: &[&str]) -> Option<&'w [String]> 
         fits.then(|| &rest[name.len()..])
     })
 }
+
+/// A command that a page shows, and what it prints.
+#[derive(Debug)]
+pub struct Step {
+    /// Whether root types it: behind `#`, not `$`.
+    pub root: bool,
+    pub command: String,
+    pub prints: Vec<String>,
+}
+
+impl Page {
+    /// Returns the commands of the blocks `console`, in their order, with what they print.
+    #[must_use]
+    pub fn steps(&self) -> Vec<Step> {
+        let mut steps = Vec::<Step>::new();
+        let (blocks, _) = self.split();
+        for line in
+            blocks.iter().filter(|block| block.language == "console").flat_map(|block| block.text.lines())
+        {
+            let prompt = |mark| line.strip_prefix(mark);
+            if let Some(command) = prompt("$ ").or_else(|| prompt("# ")) {
+                steps.push(Step {
+                    root: line.starts_with('#'),
+                    command: command.to_owned(),
+                    prints: Vec::new(),
+                });
+            } else {
+                let step = steps
+                    .last_mut()
+                    .unwrap_or_else(|| panic!("{}: {line} stands under no command", self.name));
+                step.prints.push(line.to_owned());
+            }
+        }
+        steps
+    }
+
+    /// Returns the files that the page shows, by the names in their first lines.
+    #[must_use]
+    pub fn files(&self) -> Vec<(String, String)> {
+        let (blocks, _) = self.split();
+        let files = blocks.into_iter().filter(|block| block.language == "yaml").filter_map(|block| {
+            let name = block.text.lines().next()?.strip_prefix("# ")?.to_owned();
+            Some((name, block.text))
+        });
+        files.collect()
+    }
+}
+
+/// Says whether what was printed are the wanted lines, in which `…` stands for anything, and a line of nothing else for any lines.
+#[must_use]
+pub fn is_printed(output: &str, wanted: &[String]) -> bool {
+    let lines: Vec<&str> = output.lines().collect();
+    fits_lines(&lines, wanted)
+}
+
+fn fits_lines(lines: &[&str], wanted: &[String]) -> bool {
+    match wanted.split_first() {
+        None => lines.is_empty(),
+        Some((first, rest)) if first.trim() == "…" => {
+            (0..=lines.len()).any(|from| fits_lines(&lines[from..], rest))
+        }
+        Some((first, rest)) => {
+            lines.split_first().is_some_and(|(line, others)| fits(line, first) && fits_lines(others, rest))
+        }
+    }
+}
+
+fn fits(line: &str, wanted: &str) -> bool {
+    match wanted.split_once('…') {
+        None => line == wanted,
+        Some((before, after)) => line.strip_prefix(before).is_some_and(|rest| {
+            rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| fits(&rest[at..], after))
+        }),
+    }
+}
