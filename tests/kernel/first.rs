@@ -86,3 +86,40 @@ fn shell(folder: &Path, line: &str) -> Command {
     shell.args(["-c", line]).current_dir(folder).env("PATH", path).env("LC_ALL", "C");
     shell
 }
+
+/// Returns the words of a line, with what is measured anew each time left out: milliseconds and points in time.
+fn words(line: &str) -> Vec<String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let is_measured = |(at, word): (usize, &&str)| {
+        let is_time = word.contains('T') && word.trim_end_matches('.').ends_with('Z');
+        let is_number = word.parse::<f64>().is_ok();
+        is_time
+            || (is_number
+                && (word.contains('.') || words.get(at + 1).is_some_and(|next| next.starts_with("ms"))))
+    };
+    let keep = |(at, word): (usize, &&str)| {
+        if is_measured((at, word)) { "…".to_owned() } else { (*word).to_owned() }
+    };
+    words.iter().enumerate().map(keep).collect()
+}
+
+#[test]
+fn the_demo_shows_what_the_readme_says() {
+    let readme = pages::pages().into_iter().find(|page| page.name == "README.md").expect("it is there");
+    let (blocks, _) = readme.split();
+    let of = |word: &str| {
+        let found = blocks.iter().find(|block| block.language == "text" && block.text.contains(word));
+        found.unwrap_or_else(|| panic!("the README shows {word}")).text.clone()
+    };
+    let output = Command::new(env!("CARGO_BIN_EXE_demo")).output().expect("the demo starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let mut lines = said.lines();
+    for wanted in of("EXPECTED").lines().filter(|line| !line.is_empty() && *line != "…") {
+        let found = lines.by_ref().any(|line| words(line) == words(wanted));
+        assert!(found, "the demo says, after what stands above it: {wanted}\n{said}");
+    }
+    let head = of("DENIED/s");
+    let head: Vec<&str> = head.lines().next().expect("it has a head").split_whitespace().collect();
+    assert_eq!(head, super::top::HEAD, "what `top` writes over its columns");
+}

@@ -10,6 +10,10 @@ use std::{
 
 use super::*;
 
+/// What stands over the columns of pods.
+pub(super) const HEAD: [&str; 9] =
+    ["NAMESPACE", "POD", "DENIED/s", "DENIED", "AUDITED/s", "AUDITED", "ALLOWED/s", "ALLOWED", "MOSTLY"];
+
 /// A terminal, and what was written on it.
 struct Terminal {
     main: File,
@@ -182,6 +186,8 @@ fn top_prints_one_table_for_scripts() {
     };
     let (code, table, error) = top(&["--once"]);
     assert_eq!((code, error.as_str()), (Some(0), ""), "{table}");
+    let head: Vec<&str> = table.lines().next().expect("there is a head").split_whitespace().collect();
+    assert_eq!(head, HEAD);
     let row: Vec<&str> = table.lines().nth(1).expect("there is the pod").split_whitespace().collect();
     assert_eq!(row[..4], ["shop", "web", "-", "1"], "{table}");
     assert_eq!(row[8], "default_deny", "{table}");
