@@ -4,6 +4,8 @@
 //! whoever loses it is stopped at once. Nodes go on with what they have when there is none.
 
 mod events;
+#[cfg(test)]
+mod fake;
 pub mod lease;
 mod metrics;
 pub mod policies;

@@ -176,6 +176,14 @@ fn flags_decide_who_is_governed() {
     assert_eq!(lines, [line("deny", "default_deny", Some(("infra/np", "(default)")))]);
     let (_, lines) = batch("entries", flow, &["--governed-namespaces", "infra,shop"]);
     assert_eq!(lines, [line("deny", "default_deny", Some(("infra", "(default)")))]);
+    // Who audits denies nothing for a policy's sake, and what stands in for one denies all the same.
+    let (_, lines) = batch("entries", flow, &["--governed-namespaces", "infra,shop", "--audit"]);
+    assert_eq!(lines, [line("deny", "default_deny", Some(("infra", "(default)")))]);
+    let flow = r#"{"from":"shop/checkout","to":{"ip":"192.0.2.1"},"port":80}"#;
+    for (more, verdict) in [(&[][..], "deny"), (&["--audit"], "audit")] {
+        let (_, lines) = batch("entries", flow, more);
+        assert_eq!(lines, [line(verdict, "default_deny", Some(("shop/egress", "(default)")))]);
+    }
 }
 
 #[test]

@@ -433,4 +433,55 @@ fn pipelines_compare_nodes_with_network_policies() {
             }
         }
     }
+
+    // What is given to the job reaches the program as it is, and what the program says and how it ends reach whoever looks.
+    let told = "#!/bin/sh\nprintf '<%s>' \"$@\"\necho\nexit 7\n";
+    let given = ["policies cluster", "10.0.0.0/8", "omit", "aws=ranges/aws.json gcp=g.json"];
+    let wanted = "<parity><--manifests><policies><cluster><--ranges><aws=ranges/aws.json><--ranges><gcp=g.json><--cluster-cidrs><10.0.0.0/8>\
+                  <--inexpressible><omit>";
+    let usual = "<parity><--manifests><policies><--inexpressible><widen>";
+    for (script, names, is_github) in [
+        (script(&steps[2]), ["PATHS", "CLUSTER_CIDRS", "INEXPRESSIBLE", "RANGES"], true),
+        (
+            of_gitlab,
+            ["EGRESS_PARITY_PATHS", "EGRESS_CLUSTER_CIDRS", "EGRESS_INEXPRESSIBLE", "EGRESS_PARITY_RANGES"],
+            false,
+        ),
+    ] {
+        let inputs = &github["on"]["workflow_call"]["inputs"];
+        let default = |name: &str| inputs[name]["default"].as_str().expect("it has a default");
+        let least = ["policies", default("cluster-cidrs"), default("inexpressible"), default("ranges")];
+        for (values, wanted) in [(given, wanted), (least, usual)] {
+            let folder = folder(&[("bin/egress-agent", told)]);
+            let program = folder.path().join("bin/egress-agent");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+                .expect("it can be made a program");
+            let path = format!("{}:{path}", program.parent().expect("it is in a folder").display());
+            let mut shell = Command::new("sh");
+            shell.args(["-e", "-c", &script]).current_dir(folder.path()).env("PATH", path);
+            shell.env("RUNNER_TEMP", ".").env("GITHUB_STEP_SUMMARY", "summary.md");
+            for (name, value) in names.into_iter().zip(values) {
+                // GitLab's variables are not there unless somebody sets them.
+                if is_github || wanted != usual || name == "EGRESS_PARITY_PATHS" {
+                    shell.env(name, value);
+                }
+            }
+            let output = shell.output().expect("a shell starts");
+            assert_eq!(output.status.code(), Some(7), "{output:?}");
+            assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), wanted, "{output:?}");
+            let kept = if is_github { "summary.md" } else { "egress-parity.txt" };
+            let kept = fs::read_to_string(folder.path().join(kept)).expect("it is kept");
+            assert!(kept.contains(wanted), "{kept}");
+        }
+    }
+    let env = &github["jobs"]["parity"]["env"];
+    for (variable, input) in [
+        ("PATHS", "paths"),
+        ("RANGES", "ranges"),
+        ("INEXPRESSIBLE", "inexpressible"),
+        ("CLUSTER_CIDRS", "cluster-cidrs"),
+    ] {
+        assert_eq!(env[variable], format!("${{{{ inputs.{input} }}}}"), "{variable}");
+    }
+    assert_eq!(job["artifacts"]["when"], "always", "of a job that fails, too");
 }

@@ -224,11 +224,15 @@ fn an_auditing_agent_denies_nothing_that_policies_do_and_tells_it() {
     node.policy(&[destination("good", "192.0.2.0/24")]);
     let agent = node.run(&[]);
     assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
+    let only_audits =
+        |agent: &Agent| agent.metrics().expect("the agent answers").sum("egress_audit_only", &[]);
+    assert!(only_audits(&agent) < 0.5);
     node.kill(agent);
     // What the one before had pinned gives way.
     let agent = node.run(&["--audit"]);
     node.wait(BAD, Outcome::Ok);
     assert_eq!(node.pod.connect(at(GOOD)).outcome, Outcome::Ok);
+    assert!(only_audits(&agent) > 0.5);
     let metrics = || agent.metrics().expect("the agent answers");
     assert!(metrics().sum("egress_audited_packets_total", &[("reason", "default_deny")]) > 0.0);
     let is_told =

@@ -501,4 +501,38 @@ mod tests {
             announcement(&denial(1, 80), &pod(), Some(&long), None, Mask::Off).event.note.len() <= MOST_NOTE
         );
     }
+
+    #[test]
+    fn a_pod_is_told_of_a_bounded_number_of_kinds_and_rest_saves_up_no_more_than_a_burst() {
+        let start = Instant::now();
+        let (mut announcer, mut queue) = announcer(start);
+        let mut sent = || std::iter::from_fn(|| queue.try_recv().ok()).count();
+        let of = |number: usize| {
+            let policy =
+                PolicyId { kind: PolicyKind::ConfigMap, id: NsName::new("shop", format!("p-{number}")) };
+            RuleName { policy: Arc::new(policy), part: RulePart::Default }
+        };
+        for number in 0..MOST_ANNOUNCED + 5 {
+            announcer.tell(start, &denial(1, 80), &pod(), Some(&of(number)), None, Mask::Off);
+        }
+        assert_eq!(sent(), MOST_ANNOUNCED, "each policy is a kind");
+        assert_eq!(announcer.counts()[2], ("dropped", 5));
+        let later = start + Duration::from_secs(1000);
+        for cgroup in 2..100 {
+            announcer.tell(later, &denial(cgroup, 80), &pod(), None, None, Mask::Off);
+        }
+        assert_eq!(sent(), 20);
+    }
+
+    #[test]
+    fn what_asks_for_names_is_counted_apart() {
+        let mut denials = Denials::default();
+        let now = Instant::now();
+        for port in [53, 53, 80] {
+            denials.is_new(&denial(1, port), now);
+        }
+        denials.is_new(&Denial { verdict: Verdict::Allow, ..denial(1, 53) }, now);
+        denials.is_new(&Denial { verdict: Verdict::Audit, ..denial(1, 53) }, now);
+        assert_eq!(denials.told(), (3, 2), "of what is denied");
+    }
 }

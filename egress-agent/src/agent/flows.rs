@@ -380,6 +380,20 @@ mod tests {
         assert_eq!(all.last(), Some(&Message::LeftOut(6 * 20)));
     }
 
+    #[test]
+    fn a_workload_of_many_pods_takes_bounded_room_and_what_the_kernel_held_back_adds_up() {
+        let mut flows = Flows::default();
+        for cgroup in 0..OF_WORKLOAD as u64 * 3 {
+            let held_back = Denial { suppressed: 2, ..event(cgroup, 1) };
+            flows.note(&held_back, 1, &pod("a", "Pod/a"), None, None, Mask::Off);
+        }
+        let one = flows.workloads.values().next().expect("there is one");
+        assert!(one.pods.len() <= OF_WORKLOAD, "{}", one.pods.len());
+        let told = told(&flows);
+        let Message::Workload(workload) = &told[0] else { panic!("{:?}", told[0]) };
+        assert_eq!(workload.held_back, OF_WORKLOAD as u64 * 6);
+    }
+
     /// Notes flows of a workload's pod.
     fn send(flows: &mut Flows, namespace: &str, workload: usize, destinations: u32) {
         let name = format!("Pod/{workload:04}");

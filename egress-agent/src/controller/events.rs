@@ -350,7 +350,7 @@ fn event(waiting: Waiting, number: u64, now: jiff::Timestamp) -> Event {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::fake, *};
 
     fn about(name: &str) -> ObjectReference {
         ObjectReference {
@@ -452,6 +452,77 @@ mod tests {
         let late = start + OBJECT.1;
         assert_eq!(book.look(("loud", "more"), &text(), late), News::New);
         assert_eq!((book.objects, book.said.len()), (0, 0));
+    }
+
+    /// Writes what waits, and returns the reasons in the order in which they were written, and the counts.
+    async fn written(lead: Lead, code: u16, says: &[(bool, usize)]) -> (Vec<String>, [u64; 3]) {
+        let (client, asked) = fake::api(move |asked| (code, asked.body.clone()));
+        let counts = Arc::<Counts>::default();
+        let (events, writing) = Events::new(client, lead, Arc::clone(&counts));
+        for (number, (warning, times)) in says.iter().enumerate() {
+            for time in 0..*times {
+                let about = in_namespace(&format!("n-{}", number / 10), &format!("web-{number}"));
+                let reason = format!("{warning}-{number}");
+                assert!(events.publish(*warning, &about, &reason, "Generate", &format!("{time}")));
+            }
+        }
+        drop(events);
+        writing.await;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = [count(&counts.sent), count(&counts.failed), count(&counts.dropped)];
+        let reason = |asked: &fake::Asked| {
+            let reason = asked.body["reason"].as_str().expect("it has one").to_owned();
+            let sort = if reason.starts_with("true") { "Warning" } else { "Normal" };
+            assert_eq!(asked.body["type"], sort, "{asked:?}");
+            reason
+        };
+        let reasons = asked.now().iter().map(reason).collect();
+        (reasons, counts)
+    }
+
+    #[tokio::test]
+    async fn warnings_are_written_before_what_is_as_it_should_be() {
+        let (reasons, counts) = written(fake::lead(), 201, &[(false, 3), (true, 2)]).await;
+        assert_eq!(reasons, ["true-1", "true-1", "false-0", "false-0", "false-0"]);
+        assert_eq!(counts, [5, 0, 0]);
+    }
+
+    #[test]
+    fn objects_are_bounded_in_all() {
+        let mut book = Book::new();
+        let start = Instant::now();
+        for number in 0..MOST_OBJECTS {
+            let object = (format!("team-{}", number % 64), number.to_string());
+            book.note(object, Sha256::of(b"x"), start);
+        }
+        let text = Sha256::of(b"y");
+        assert_eq!(book.look(("another", "web"), &text, start), News::TooMany);
+        assert_eq!(book.look(("team-0", "0"), &text, start), News::New, "one that is known is told on");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_lead_writes_none_and_what_fails_is_counted() {
+        let nobody =
+            Lead(tokio::sync::watch::channel(super::super::Standing::Unknown { why: String::new() }).1);
+        assert_eq!(written(nobody, 201, &[(true, 3)]).await, (Vec::new(), [0, 0, 3]));
+        let (reasons, counts) = written(fake::lead(), 500, &[(true, 3)]).await;
+        assert_eq!((reasons.len(), counts), (3, [0, 3, 0]));
+    }
+
+    #[tokio::test]
+    async fn after_the_first_hundreds_they_are_written_at_a_bounded_rate() {
+        let began = Instant::now();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is a small whole number"
+        )]
+        let burst = BURST as usize;
+        let more = 10;
+        let says: Vec<(bool, usize)> = (0..burst / 10 + more / 10).map(|_| (true, 10)).collect();
+        let (_, counts) = written(fake::lead(), 201, &says).await;
+        assert_eq!(counts, [(burst + more) as u64, 0, 0]);
+        assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
     }
 
     #[test]

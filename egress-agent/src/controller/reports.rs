@@ -563,18 +563,24 @@ fn from<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::json;
+
+    use super::{super::fake, *};
 
     fn reporter() -> Reporter {
         let config = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
         let client = Client::try_from(config).expect("a client that reaches nobody");
+        reporter_of(client)
+    }
+
+    fn reporter_of(client: Client) -> Reporter {
         let options = Options {
             summaries: "summaries".to_owned(),
             choice: Choice::Auto,
             instance: "one".to_owned(),
             every: Duration::from_secs(30),
         };
-        let lead = Lead(watch::channel(super::super::Standing::Unknown { why: String::new() }).1);
+        let lead = fake::lead();
         let facts = watch::channel(None).1;
         Reporter::new(client, options, lead, Arc::default(), Arc::new(|| 7), facts)
     }
@@ -588,6 +594,94 @@ mod tests {
             (names(None), names(Some("b")), names(Some("bb"))),
             ("abc".into(), "bca".into(), "cab".into())
         );
+    }
+
+    const DIALECT: Dialect = Dialect::OpenReports;
+
+    fn of(count: usize) -> BTreeMap<String, Report> {
+        (0..count).map(|number| (format!("team-{number:03}"), Report::default())).collect()
+    }
+
+    /// Returns a Report of ours as it stands in this namespace, or one of another controller.
+    fn standing(namespace: &str, controller: &str) -> Value {
+        let mut object = Report::default().object(DIALECT, namespace, controller, None, 7);
+        object["metadata"]["uid"] = "u".into();
+        object["metadata"]["resourceVersion"] = "5".into();
+        object
+    }
+
+    fn writes(all: &fake::All) -> usize {
+        all.now().iter().filter(|asked| asked.method == "PATCH").count()
+    }
+
+    #[tokio::test]
+    async fn a_round_writes_a_bounded_number_and_nothing_that_is_not_new() {
+        let (client, all) = fake::api(|asked| (200, asked.body.clone()));
+        let mut reporter = reporter_of(client);
+        let reports = of(130);
+        reporter.write(Some(DIALECT), &reports, 7).await;
+        assert_eq!(writes(&all), MOST_WRITES - MOST_DELETES);
+        reporter.write(Some(DIALECT), &reports, 8).await;
+        assert_eq!((writes(&all), reporter.present.len()), (130, 130), "the rest is written the next time");
+        reporter.write(Some(DIALECT), &reports, 9).await;
+        assert_eq!(writes(&all), 130, "nothing is new");
+        assert!(all.now()[0].path.contains("force=true"), "{:?}", all.now()[0]);
+        assert_eq!(all.now()[0].body["metadata"]["resourceVersion"], ABSENT);
+        // All of them go, a bounded number at a time.
+        for (now, left) in [(10, 130 - MOST_WRITES), (11, 0)] {
+            reporter.write(Some(DIALECT), &BTreeMap::new(), now).await;
+            let deleted = all.now().iter().filter(|asked| asked.method == "DELETE").count();
+            assert_eq!((deleted, reporter.present.len()), (130 - left, left));
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_few_failures_the_rest_waits_and_comes_first_the_next_time() {
+        let (client, all) = fake::api(|_| (500, json!({ "code": 500, "message": "no" })));
+        let mut reporter = reporter_of(client);
+        let reports = of(12);
+        for round in 1..=2 {
+            reporter.write(Some(DIALECT), &reports, 7).await;
+            assert_eq!(writes(&all), round * MOST_FAILURES);
+        }
+        assert_eq!(reporter.next.as_deref(), Some("team-010"));
+        reporter.write(Some(DIALECT), &reports, 7).await;
+        assert_eq!(writes(&all), 12, "those that failed wait longer");
+        assert_eq!(reporter.counts.failed.load(Ordering::Relaxed), 12);
+    }
+
+    #[tokio::test]
+    async fn what_is_somebody_elses_is_told_once_and_left_alone() {
+        let (client, all) =
+            fake::api(|_| (409, json!({ "code": 409, "reason": "Conflict", "message": "no" })));
+        let mut reporter = reporter_of(client);
+        for now in 7..10 {
+            reporter.write(Some(DIALECT), &of(1), now).await;
+        }
+        let conflicts = reporter.counts.conflicts.load(Ordering::Relaxed);
+        assert_eq!((writes(&all), conflicts), (1, 1), "until it is looked at again");
+    }
+
+    #[tokio::test]
+    async fn all_pages_of_ours_are_read_and_nothing_of_another_controllers() {
+        let (client, all) = fake::api(|asked| {
+            let second = asked.path.contains("continue=more");
+            let (items, more) = match second {
+                false => ([standing("a", "one"), standing("b", "two")], "more"),
+                true => ([standing("c", "one"), standing("d", "one")], ""),
+            };
+            let list = json!({ "apiVersion": "openreports.io/v1alpha1", "kind": "ReportList",
+                "metadata": { "resourceVersion": "9", "continue": more }, "items": items });
+            (200, list)
+        });
+        let reporter = reporter_of(client);
+        let listed = reporter.list(DIALECT).await.expect("there is an answer");
+        let names: Vec<&str> = listed.iter().map(|((_, namespace), _)| namespace.as_str()).collect();
+        assert_eq!(names, ["a", "c", "d"]);
+        let asked = all.now();
+        assert_eq!(asked.len(), 2);
+        let narrow = ["limit=10", "fieldSelector=metadata.name%3Degress-agent", "labelSelector="];
+        assert!(narrow.iter().all(|part| asked[0].path.contains(part)), "{}", asked[0].path);
     }
 
     #[tokio::test]

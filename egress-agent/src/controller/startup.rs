@@ -207,12 +207,14 @@ impl Remover {
         }
     }
 
-    /// Says once what is in the way of a node.
-    fn complain(&mut self, node: &str, what: &str, error: String) {
-        if self.said.get(node) != Some(&error) {
-            warn!(%node, taint = %self.taint, %error, "the start-up taint cannot be taken away: {what}; it is tried again");
-            self.said.insert(node.to_owned(), error);
+    /// Says once what is in the way of a node. Returns whether that is news.
+    fn complain(&mut self, node: &str, what: &str, error: String) -> bool {
+        if self.said.get(node) == Some(&error) {
+            return false;
         }
+        warn!(%node, taint = %self.taint, %error, "the start-up taint cannot be taken away: {what}; it is tried again");
+        self.said.insert(node.to_owned(), error);
+        true
     }
 
     /// Looks at the nodes that wait for it; those that could not be changed go on waiting.
@@ -296,7 +298,7 @@ fn without(node: &Node, taint: &str) -> Option<Vec<Taint>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::fake, *};
 
     const SINCE: &str = "2026-11-22T10:00:00Z";
 
@@ -383,6 +385,8 @@ mod tests {
         remover.look().await;
         assert_eq!(remover.said.get("node-a"), Some(&first));
         assert_eq!(remover.said.len(), 1);
+        let mut news = |error: &str| remover.complain("node-b", "the node", error.to_owned());
+        assert_eq!([news("a"), news("a"), news("b"), news("a")], [true, false, true, true]);
     }
 
     #[test]
@@ -397,5 +401,47 @@ mod tests {
         assert_eq!(without(&node(&["ours"]), "ours"), Some(Vec::new()));
         assert_eq!(without(&node(&["our"]), "ours"), None);
         assert_eq!(without(&Node::default(), "ours"), None);
+    }
+
+    #[tokio::test]
+    async fn a_taint_is_taken_from_the_node_that_was_read_and_from_no_younger_one() {
+        let node = |made: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "Node",
+                "metadata": { "name": "node-a", "uid": "u", "resourceVersion": "5", "creationTimestamp": made },
+                "spec": { "taints": [{ "key": "theirs", "effect": "NoSchedule" }, { "key": "ours", "effect": "NoSchedule" }] },
+            })
+        };
+        let outcome = async |made: &'static str| {
+            let tries = std::sync::atomic::AtomicUsize::new(0);
+            let (client, all) = fake::api(move |asked| match asked.method.as_str() {
+                // Somebody else is faster once.
+                "PATCH" if tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 => {
+                    (409, json!({ "code": 409, "reason": "Conflict", "message": "no" }))
+                }
+                _ => (200, node(made)),
+            });
+            let options = Options { taint: "ours".to_owned(), agents: "agents".to_owned() };
+            let remover = Remover::new(&client, &options, fake::lead());
+            let pod = pod("True", false);
+            let since = ready_on(&pod).and_then(|(_, since)| since);
+            let (outcome, uid) = remover.untaint("node-a", since).await.expect("there is an answer");
+            assert_eq!(uid.as_deref(), Some("u"));
+            let written: Vec<_> = all
+                .now()
+                .iter()
+                .filter(|asked| asked.method == "PATCH")
+                .map(|asked| asked.body.clone())
+                .collect();
+            (outcome, written)
+        };
+        let (gone, written) = outcome("2026-11-22T09:00:00Z").await;
+        assert_eq!((gone, written.len()), (Outcome::Untainted, 2));
+        for patch in written {
+            assert_eq!(patch["metadata"], json!({ "resourceVersion": "5" }));
+            assert_eq!(patch["spec"], json!({ "taints": [{ "key": "theirs", "effect": "NoSchedule" }] }));
+        }
+        let (younger, written) = outcome("2026-11-22T11:00:00Z").await;
+        assert_eq!((younger, written), (Outcome::Younger, Vec::new()));
     }
 }

@@ -321,6 +321,9 @@ mod tests {
         let many = Summary { ranges, ..summary(1) };
         let (_, read) = Summary::read(object(&many.text())).expect("it is a summary");
         assert_eq!(read.ranges.len(), MOST_PROVIDERS);
+        let strange = r#"{"ranges":{"a\u202eb":"1","aws":"7\u001b[31m"}}"#;
+        let (_, read) = Summary::read(object(strange)).expect("it is a summary");
+        assert_eq!(read.ranges, BTreeMap::from([("aws".to_owned(), "7 [31m".to_owned())]));
     }
 
     #[test]

@@ -196,6 +196,120 @@ fn a_cluster_that_only_audits_is_a_state_and_no_finding() {
 }
 
 #[test]
+fn a_node_that_is_silent_or_missing_is_a_finding_by_itself() {
+    let good = nodes(&[("a", &[("shop/web", GOOD, 3, 0)]), ("b", &[])]);
+    assert!(overview(&[facts("web")], Some(&good), NOW).is_good());
+    let mut silent = good.clone();
+    silent.summaries.get_mut("b").expect("it is there").written = NOW - SILENT;
+    assert!(!overview(&[facts("web")], Some(&silent), NOW).is_good());
+    let missing = Nodes { all: Some(["a", "b", "c"].map(str::to_owned).into()), ..good };
+    assert!(!overview(&[facts("web")], Some(&missing), NOW).is_good());
+}
+
+#[test]
+fn what_is_told_of_many_nodes_is_bounded() {
+    let names: Vec<String> = (10..40).map(|number| format!("node-{number}")).collect();
+    let all = Some(names.iter().cloned().collect());
+    let seen =
+        overview(&[], Some(&Nodes { summaries: BTreeMap::new(), all }), NOW).nodes.expect("they were asked");
+    assert_eq!((seen.reasons.len(), seen.missing), (MOST_NODES + 1, Some(30)));
+    assert_eq!(seen.reasons.last().map(String::as_str), Some("and 20 more"));
+    // More pods than there are cannot be behind.
+    let status = one(facts("web"), &nodes(&[("a", &[("shop/web", GOOD, 3, 9)])]));
+    assert_eq!((status.pods, status.pods_behind), (3, 3));
+}
+
+#[test]
+fn what_is_told_of_a_policy_is_bounded_and_shown_as_it_is() {
+    let finding = |number: usize| Finding {
+        severity: Severity::Error,
+        path: String::new(),
+        line: 0,
+        column: 0,
+        message: format!("{number:03} \u{202e}{}", "x".repeat(1000)),
+        hint: None,
+        rule: None,
+    };
+    let findings: Vec<Finding> = (0..30).map(finding).collect();
+    let facts = Facts::new(NsName::new("shop", "web"), InForce::Nothing, None, &findings, NOW);
+    assert_eq!((facts.findings.len(), facts.more_findings), (MOST_FINDINGS, 30 - MOST_FINDINGS));
+    assert!(facts.findings.iter().all(|one| one.text.len() <= MOST_TEXT && !one.text.contains('\u{202e}')));
+    let loss = format!("\u{1b}[31m{}", "y".repeat(1000));
+    let refused =
+        Objects { count: 0, losses: 1, named: vec![loss], refused: Some("Too many.\u{7}".to_owned()) };
+    let status = one(Facts { generated: Some(refused), ..self::facts("web") }, &nodes(&[]));
+    assert!(status.named_losses[0].len() <= MOST_TEXT && !status.named_losses[0].contains('\u{1b}'));
+    assert_eq!(status.reasons, ["Too many. "]);
+}
+
+#[test]
+fn the_next_end_counts_and_what_has_ended() {
+    let rule = |name: &str, expires: Option<u64>| {
+        let governance = expires.map(|at| {
+            let at =
+                jiff::Timestamp::from_second(i64::try_from(at).expect("it is a time")).expect("it is a time");
+            json!({ "expiry": at.to_string() })
+        });
+        let mut rule = json!({ "name": name, "cidr": "192.0.2.0/24", "ports": [443] });
+        if let Some(governance) = governance {
+            rule["governance"] = governance;
+        }
+        rule
+    };
+    let text = json!({ "defaultAction": "deny", "allowedDestinations": [
+        rule("a", Some(NOW + 500)), rule("b", Some(NOW + 100)), rule("c", Some(NOW - 1)), rule("d", Some(NOW)), rule("e", None),
+    ] });
+    let id = NsName::new("shop", "web");
+    let (policy, findings) = crate::agent::read_policy(&id, &text.to_string());
+    let facts = Facts::new(id, InForce::Current, policy.as_ref(), &findings, NOW);
+    assert_eq!((facts.next_expiry, facts.expired), (Some(NOW + 100), 2), "{findings:?}");
+}
+
+#[test]
+fn a_report_says_how_each_policy_stands() {
+    let told = nodes(&[(
+        "a",
+        &[("shop/behind", GOOD, 3, 1), ("shop/earlier", OLD, 1, 0), ("shop/ends", GOOD, 1, 0)],
+    )]);
+    let earlier = Facts {
+        in_force: InForce::Earlier,
+        accepted: Some(OLD.to_owned()),
+        more_findings: 4,
+        ..rejected("earlier")
+    };
+    let ends = Facts {
+        next_expiry: Some(NOW + 100),
+        expired: 2,
+        unresolved: vec!["x".repeat(900); 3],
+        ..facts("ends")
+    };
+    let all = overview(&[facts("behind"), earlier, ends, facts("unused")], Some(&told), NOW);
+    let report = report::reports(&all)["shop"].object(Dialect::OpenReports, "shop", "one", None, 7);
+    let results = report["results"].as_array().expect("a list").clone();
+    let find = |policy: &str, rule: &str| -> Vec<Value> {
+        let is_meant = |result: &&Value| result["policy"] == policy && result["rule"] == rule;
+        results.iter().filter(is_meant).cloned().collect()
+    };
+    let main = |policy: &str| find(policy, "in-force").remove(0);
+    assert_eq!(
+        (&main("behind")["result"], &main("behind")["properties"]["podsBehind"]),
+        (&json!("warn"), &json!("1"))
+    );
+    assert_eq!(main("earlier")["result"], "fail");
+    let more = |result: &Value| result["message"] == "and 4 more findings" && result["result"] == "warn";
+    assert!(find("earlier", "validation").iter().any(more), "{results:?}");
+    assert_eq!(main("unused")["result"], "skip");
+    let ends = main("ends");
+    assert_eq!(ends["properties"]["nextExpiry"], "2027-01-15T08:01:40Z");
+    assert!(ends["message"].as_str().is_some_and(|text| text.len() <= 500), "{ends}");
+    let expired = &find("ends", "expiry")[0];
+    assert_eq!(expired["message"], "Destinations that have ended and match nothing any more: 2.");
+    let unheard = overview(&[facts("web")], Some(&nodes(&[])), NOW);
+    let report = report::reports(&unheard)["shop"].object(Dialect::OpenReports, "shop", "one", None, 7);
+    assert_eq!(report["results"][0]["result"], "error", "nobody tells");
+}
+
+#[test]
 fn a_policy_that_is_not_valid_says_what_holds() {
     let none = nodes(&[("a", &[("shop/web", "", 1, 0)])]);
     let status = one(rejected("web"), &none);

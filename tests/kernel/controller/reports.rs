@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use egress_agent::k8s::summary;
+use egress_agent::k8s::{generated::LOSSES, summary};
 use egress_tests::lab::{agent, api::Server};
 use serde_json::{Value, json};
 
@@ -226,15 +226,31 @@ pub(crate) async fn asked(server: &Server) {
     made["metadata"]["ownerReferences"] =
         json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "web", "uid": owner }]);
     made["spec"] = json!({ "podSelector": {}, "policyTypes": ["Egress"] });
+    // What only says so is nothing of ours.
+    let mut foreign = made.clone();
+    foreign["metadata"]["name"] = "theirs".into();
+    foreign["metadata"]["ownerReferences"] = json!([]);
+    server.create(&foreign).expect("it is taken");
+    assert_eq!(status(server, &["--cluster", "-n", tenant]).0, Some(0));
+    // Every NetworkPolicy allows the pod's own node.
+    made["metadata"]["annotations"][LOSSES] = "the node passes [own-node]\nmore passes [wider]".into();
     server.create(&made).expect("it is taken");
     let (code, text, _) = status(server, &["--cluster", "-n", tenant]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("1 NetworkPolicy is written all the same"), "{text}");
-    server.delete(&made).expect("it is deleted");
+    let row = text.lines().find(|line| line.contains(" web ")).expect("it is in the table");
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(words, [tenant, "web", "audited", "enforce", &revision, "0/1", "2", "1", "1", "<none>"]);
+    for object in [&made, &foreign] {
+        server.delete(object).expect("it is deleted");
+    }
     tell(server, "node-b", &[(&web, &revision)]);
     let (code, text, _) = status(server, &["--cluster", "-n", tenant]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("1 node only audits (--audit)") && text.contains("partly"), "{text}");
+    assert!(text.contains("1 node only audits (--audit)"), "{text}");
+    let row = text.lines().find(|line| line.contains(" web ")).expect("it is in the table");
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(words, [tenant, "web", "partly", "enforce", &revision, "1/2", "4", "0", "0", "<none>"]);
     server.delete(&summary_of("node-b")).expect("it is deleted");
     tell(server, "node-a", &[(&web, &revision)]);
 
@@ -264,6 +280,8 @@ pub(crate) async fn asked(server: &Server) {
     let (code, text, _) = status(server, &["-A"]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("node node-b tells nothing") && text.contains("rejected"), "{text}");
+    let said: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("{tenant}/bad"))).collect();
+    assert!(said.len() == 1 && said[0].contains("it is not valid: "), "its error is told once: {text}");
     assert!(!text.contains('\u{1b}'), "{text}");
     let (code, text, _) = status(server, &["--cluster", "-n", other]);
     assert!(code == Some(1) && text.contains("No policies."), "nodes are everybody's: {text}");

@@ -96,6 +96,7 @@ pub(crate) fn told(server: &Server, name: &str) {
         })
     });
     assert!(holds(&two, 1, 0));
+    assert!(!first.audit, "{first:?}");
 
     if let Some(double) = server.as_double() {
         for fault in [Fault::Silence, Fault::Refuse { code: 500, retry_after: None }, Fault::Cut] {
@@ -125,6 +126,11 @@ pub(crate) fn told(server: &Server, name: &str) {
             until("the newest is written", || holds(&two, 1, 0));
         }
     }
+    scene.terminate(agent);
+    let agent = scene.run(&[&EVERY[..], &["--audit"]].concat());
+    until("the node tells that it only audits", || {
+        published(server, &scene.node).is_some_and(|summary| summary.audit)
+    });
     scene.terminate(agent);
     scene.delete(&node_object(&scene.node));
     good(server.remove_namespace(&other));
