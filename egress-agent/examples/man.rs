@@ -45,8 +45,10 @@ fn add(
 ) -> Result<(), Box<dyn Error>> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
     let man = Man::new(command.clone())
+        // An empty date would have what follows taken for it.
+        .date("\u{a0}")
         .source(format!("egress-agent {version}"))
-        .manual("Egress control for Kubernetes");
+        .manual("Egress control");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;

@@ -120,7 +120,9 @@ fn every_page_renders_without_a_warning() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{program} {name}: {said}");
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("SYNOPSIS"), "{name}: {text}");
+        let foot = text.lines().rfind(|line| !line.is_empty()).unwrap_or("");
+        let version = concat!("egress-agent ", env!("CARGO_PKG_VERSION"), " ");
+        assert!(foot.starts_with(version) && text.contains("SYNOPSIS"), "{name}: {text}");
     }
 }
 
