@@ -3,9 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, Read as _},
-    net::{SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -28,14 +26,13 @@ use crate::{
         evidence::{Agent, Check, Evidence},
         probe, resolvers, usual,
     },
+    telemetry::client::{self as asking, Answer},
 };
 
 /// The exit code when not everything is proven.
 const NOT_PROVEN: u8 = 1;
-/// How long the agent may take to answer.
+/// How long the API server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// No answer and no file is read beyond this.
-const MOST_BYTES: u64 = 16 << 20;
 /// How long a count may lag behind the packet.
 const COUNTED: Duration = Duration::from_millis(20);
 
@@ -297,13 +294,13 @@ impl Witness {
             }));
         }
         let Some(address) = self.metrics else { return Ok(None) };
-        let text = ask_tcp(address, "/metrics")?.1;
+        let text = ask_tcp(address, "/metrics")?.body;
         Ok(Some(Agent {
             version: version(&text).with_context(|| {
                 format!("{address} tells no egress_build_info and egress_pods, so it is no agent's: its counts prove nothing")
             })?,
             node: address.ip().to_string(),
-            ready: ask_tcp(address, "/readyz")?.0 == 200,
+            ready: ask_tcp(address, "/readyz")?.code == 200,
             denied_before: Some(denied_in(&text, self.namespace.as_deref(), &self.pod)),
             ..Agent::default()
         }))
@@ -338,11 +335,8 @@ fn denied_in(text: &str, namespace: Option<&str>, pod: &str) -> u64 {
 }
 
 fn ask_socket(path: &Path) -> anyhow::Result<Status> {
-    let asking = || format!("asking the agent at {}", path.display());
-    let stream = UnixStream::connect(path).with_context(asking)?;
-    stream.set_read_timeout(Some(PATIENCE)).with_context(asking)?;
-    stream.set_write_timeout(Some(PATIENCE)).with_context(asking)?;
-    let (code, body) = exchange(stream, "/status").with_context(asking)?;
+    let answer = asking::connect(path).and_then(|stream| asking::get(stream, "/status"));
+    let Answer { code, body } = answer.with_context(|| format!("asking the agent at {}", path.display()))?;
     if code != 200 {
         bail!("the agent at {} answers {code}", path.display());
     }
@@ -350,23 +344,9 @@ fn ask_socket(path: &Path) -> anyhow::Result<Status> {
         .context("the agent's answer cannot be read; use the version of egress-agent that runs")
 }
 
-fn ask_tcp(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
-    let asking = || format!("asking the agent at {address}; a policy of this pod has to let it");
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(asking)?;
-    stream.set_read_timeout(Some(PATIENCE)).with_context(asking)?;
-    stream.set_write_timeout(Some(PATIENCE)).with_context(asking)?;
-    exchange(stream, path).with_context(asking)
-}
-
-fn exchange(mut stream: impl io::Read + io::Write, path: &str) -> io::Result<(u16, String)> {
-    // In one piece, for servers that answer what they have read of it.
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.take(MOST_BYTES).read_to_string(&mut answer)?;
-    let strange = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(strange)?;
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(strange)?;
-    Ok((code, body.to_owned()))
+fn ask_tcp(address: SocketAddr, page: &str) -> anyhow::Result<Answer> {
+    let answer = asking::connect_to(address).and_then(|stream| asking::get(stream, page));
+    answer.with_context(|| format!("asking the agent at {address}; a policy of this pod has to let it"))
 }
 
 /// Returns the revisions of a namespace's policies: of the text, and the API server's own.

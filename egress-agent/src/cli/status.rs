@@ -5,8 +5,7 @@ mod cluster;
 use std::{
     env,
     fmt::Write as _,
-    io::{self, IsTerminal as _, Read as _, Write as _},
-    os::unix::net::UnixStream,
+    io::{self, IsTerminal as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -19,12 +18,11 @@ use super::{plugin, validate::report::one_line};
 use crate::{
     agent::status::{self, PodStatus, SourceStatus, Status},
     k8s::client::Access,
+    telemetry::client::{self, Answer},
 };
 
 /// The exit code of an agent that is degraded or not ready.
 const DEGRADED: u8 = 1;
-/// How long the agent may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// What stands in a table for what is not there.
 const NONE: &str = "<none>";
 
@@ -148,7 +146,7 @@ fn coloured() -> bool {
 
 /// Returns the body of the answer.
 fn ask(path: &Path) -> anyhow::Result<String> {
-    let mut stream = match UnixStream::connect(path) {
+    let stream = match client::connect(path) {
         Ok(stream) => stream,
         Err(error) => {
             let hint = match error.kind() {
@@ -161,21 +159,12 @@ fn ask(path: &Path) -> anyhow::Result<String> {
             bail!("no agent answers at {} ({error}); {hint}", path.display());
         }
     };
-    let exchange = |stream: &mut UnixStream| -> io::Result<String> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /status HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let asked = || format!("asking the agent at {}", path.display());
-    let answer = exchange(&mut stream).with_context(asked)?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(asked)?;
-    if head.split(' ').nth(1) != Some("200") {
-        bail!("the agent at {} says: {}", path.display(), body.trim_end());
+    let answer = client::get(stream, "/status");
+    let Answer { code, body } = answer.with_context(|| format!("asking the agent at {}", path.display()))?;
+    if code != 200 {
+        bail!("the agent at {} says: {}", path.display(), one_line(body.trim_end()));
     }
-    Ok(body.to_owned())
+    Ok(body)
 }
 
 /// Returns the whole answer for people.

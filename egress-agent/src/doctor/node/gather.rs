@@ -1,12 +1,10 @@
 //! Asks the kernel and the agent of this node. Changes nothing.
 
 use std::{
-    fs,
-    io::{self, Read as _, Write},
-    net::{SocketAddr, TcpStream},
-    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use super::{
@@ -20,12 +18,8 @@ use crate::{
         loader::{self, ATTACHED, Capacities, Datapath, LoadError},
         object,
     },
+    telemetry::client::{self, Answer},
 };
-
-/// How long anything may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// No answer is read beyond this.
-const MOST_BYTES: u64 = 64 << 20;
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -273,23 +267,9 @@ fn attached(
     Ok(found)
 }
 
-/// Sends a request and returns the status and the body of the answer.
-fn exchange(mut stream: impl io::Read + Write, path: &str) -> io::Result<(u16, String)> {
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(MOST_BYTES).read_to_string(&mut answer)?;
-    let strange = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(strange)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(strange)?;
-    Ok((status, body.to_owned()))
-}
-
 fn ask_agent(socket: &Path) -> Fact<Box<status::Status>> {
-    let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
-    let limited =
-        stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-    let (code, body) =
-        limited.and_then(|()| exchange(stream, "/status")).map_err(|error| error.to_string())?;
+    let answer = client::connect(socket).and_then(|stream| client::get(stream, "/status"));
+    let Answer { code, body } = answer.map_err(|error| error.to_string())?;
     if code != 200 {
         return Err(format!("it answers {code}: {}", body.trim_end()));
     }
@@ -298,15 +278,10 @@ fn ask_agent(socket: &Path) -> Fact<Box<status::Status>> {
 }
 
 fn ask_metrics(listen: SocketAddr) -> Fact<Exported> {
-    let ask = |path: &str| {
-        let stream = TcpStream::connect_timeout(&listen, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        exchange(stream, path)
-    };
+    let ask = |page: &str| client::get(client::connect_to(listen)?, page);
     let failed = |error: io::Error| format!("http://{listen}: {error}");
-    let (health, _) = ask("/healthz").map_err(failed)?;
-    let (code, body) = ask("/metrics").map_err(failed)?;
+    let health = ask("/healthz").map_err(failed)?.code;
+    let Answer { code, body } = ask("/metrics").map_err(failed)?;
     if code != 200 {
         return Err(format!("http://{listen}/metrics answers {code}"));
     }
