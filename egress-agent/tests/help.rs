@@ -251,7 +251,7 @@ fn kubectl_completes_its_plugin() {
         text.lines().map(|line| line.split('\t').next().unwrap_or("").to_owned()).collect()
     };
     let all = complete(&[""]);
-    assert_eq!(words(&all), ["status", "observe", "recommend", "completions", ":4"], "{all}");
+    assert_eq!(words(&all), ["status", "observe", "top", "recommend", "completions", ":4"], "{all}");
     assert!(all.contains("status\tSay what is in force"), "{all}");
     assert_eq!(words(&complete(&["obs"])), ["observe", ":4"]);
     assert_eq!(words(&complete(&["observe", "--verdict", "deny,a"])), ["deny,allow", "deny,audit", ":4"]);

@@ -1,12 +1,8 @@
 //! `egress-agent top`, on a terminal and once.
 
-use std::{
-    fs::File,
-    io::{Read as _, Write as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    process::{Child, Stdio},
-    sync::{Arc, Mutex},
-};
+use std::process::{Child, Stdio};
+
+use egress_tests::lab::terminal::Terminal;
 
 use super::*;
 
@@ -14,94 +10,18 @@ use super::*;
 pub(super) const HEAD: [&str; 9] =
     ["NAMESPACE", "POD", "DENIED/s", "DENIED", "AUDITED/s", "AUDITED", "ALLOWED/s", "ALLOWED", "MOSTLY"];
 
-/// A terminal, and what was written on it.
-struct Terminal {
-    main: File,
-    side: OwnedFd,
-    seen: Arc<Mutex<String>>,
-}
-
-impl Terminal {
-    fn new(columns: u16, rows: u16) -> Self {
-        let (mut main, mut side) = (0, 0);
-        // SAFETY: two places for descriptors, and nothing else asked for.
-        let made = unsafe {
-            libc::openpty(
-                &raw mut main,
-                &raw mut side,
-                std::ptr::null_mut(),
-                std::ptr::null(),
-                std::ptr::null(),
-            )
-        };
-        assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: both were just made, and nobody else has them.
-        let (main, side) = unsafe { (File::from_raw_fd(main), OwnedFd::from_raw_fd(side)) };
-        let seen = Arc::new(Mutex::new(String::new()));
-        let (mut reader, text) = (main.try_clone().expect("it can be cloned"), Arc::clone(&seen));
-        thread::spawn(move || {
-            let mut octets = [0; 4096];
-            while let Ok(count @ 1..) = reader.read(&mut octets) {
-                let more = String::from_utf8_lossy(&octets[..count]).into_owned();
-                text.lock().expect("no thread panics with the lock held").push_str(&more);
-            }
-        });
-        let terminal = Self { main, side, seen };
-        terminal.resize(columns, rows);
-        terminal
-    }
-
-    fn resize(&self, columns: u16, rows: u16) {
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: a terminal of ours, and a size that lives until the call returns.
-        let set = unsafe { libc::ioctl(self.main.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-    }
-
-    /// Its modes, as one that was taken over has others.
-    fn modes(&self) -> (u32, Vec<u8>) {
-        let modes = rustix::termios::tcgetattr(&self.side).expect("it is a terminal");
-        let codes = [
-            rustix::termios::SpecialCodeIndex::VMIN,
-            rustix::termios::SpecialCodeIndex::VTIME,
-            rustix::termios::SpecialCodeIndex::VSUSP,
-        ];
-        (modes.local_modes.bits(), codes.iter().map(|code| modes.special_codes[*code]).collect())
-    }
-
-    fn text(&self) -> String {
-        self.seen.lock().expect("no thread panics with the lock held").clone()
-    }
-
-    /// What is on the screen now, as lines.
-    fn screen(&self) -> Vec<String> {
-        let text = self.text();
-        let last = text.rsplit("\x1b[H").next().unwrap_or("");
-        last.split("\r\n").map(|line| line.replace("\x1b[K", "").replace("\x1b[J", "")).collect()
-    }
-
-    #[track_caller]
-    fn wait(&self, what: &str, wanted: impl Fn(&[String]) -> bool) {
-        let deadline = Instant::now() + LIMIT;
-        while !wanted(&self.screen()) {
-            assert!(Instant::now() < deadline, "{what}: {:#?}", self.screen());
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn start(&self, node: &Node, agent: &Agent) -> Child {
-        let side = || Stdio::from(self.side.try_clone().expect("it can be cloned"));
-        let child = Command::new(&node.binary)
-            .args(["top", "--interval", "0.2", "--runtime-dir"])
-            .arg(&agent.runtime)
-            .stdin(side())
-            .stdout(side())
-            .stderr(side())
-            .spawn()
-            .expect("the agent's binary starts");
-        node.lab.keeper.process(child.id()).unwrap_or_else(|error| panic!("{error:#}"));
-        child
-    }
+/// Starts `egress-agent top` on a terminal.
+fn start(terminal: &Terminal, node: &Node, agent: &Agent) -> Child {
+    let child = Command::new(&node.binary)
+        .args(["top", "--interval", "0.2", "--runtime-dir"])
+        .arg(&agent.runtime)
+        .stdin(terminal.side())
+        .stdout(terminal.side())
+        .stderr(terminal.side())
+        .spawn()
+        .expect("the agent's binary starts");
+    node.lab.keeper.process(child.id()).unwrap_or_else(|error| panic!("{error:#}"));
+    child
 }
 
 fn signal(child: &Child, number: i32) {
@@ -119,7 +39,7 @@ fn top_shows_what_is_denied_and_gives_the_terminal_back() {
     assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
     type End<'a> = (&'a str, &'a dyn Fn(&Terminal, &Child));
     let ends: [End<'_>; 5] = [
-        ("q", &|terminal, _| (&terminal.main).write_all(b"q").expect("it is open")),
+        ("q", &|terminal, _| terminal.press(b"q")),
         ("SIGTERM", &|_, child| signal(child, libc::SIGTERM)),
         ("SIGINT", &|_, child| signal(child, libc::SIGINT)),
         ("SIGHUP", &|_, child| signal(child, libc::SIGHUP)),
@@ -128,23 +48,23 @@ fn top_shows_what_is_denied_and_gives_the_terminal_back() {
     for (round, (what, end)) in (2_u32..).zip(ends) {
         let terminal = Terminal::new(120, 12);
         let before = terminal.modes();
-        let mut child = terminal.start(&node, &agent);
-        terminal.wait("the pod is there", |lines| {
+        let mut child = start(&terminal, &node, &agent);
+        terminal.wait(LIMIT, "the pod is there", |lines| {
             lines.iter().any(|line| line.contains("shop") && line.contains("web"))
         });
         assert_ne!(terminal.modes(), before, "it is taken over");
         assert_eq!(node.pod.connect(at(BAD)).outcome, Outcome::NotPermitted);
-        terminal.wait("what is denied is counted", |lines| {
+        terminal.wait(LIMIT, "what is denied is counted", |lines| {
             let row = lines.iter().find(|line| line.starts_with("shop"));
             row.is_some_and(|row| row.split_whitespace().nth(3) == Some(&round.to_string()))
         });
-        (&terminal.main).write_all(b"d").expect("it is open");
-        terminal.wait("destinations", |lines| {
+        terminal.press(b"d");
+        terminal.wait(LIMIT, "destinations", |lines| {
             lines.iter().any(|line| line.starts_with("shop/policy") && line.contains("good"))
         });
         terminal.resize(30, 5);
         signal(&child, libc::SIGWINCH);
-        terminal.wait("a smaller window", |lines| {
+        terminal.wait(LIMIT, "a smaller window", |lines| {
             lines.len() == 5 && lines.iter().all(|line| line.chars().count() <= 30)
         });
         end(&terminal, &child);
@@ -196,6 +116,19 @@ fn top_prints_one_table_for_scripts() {
     assert!(reasons.lines().any(|line| line.starts_with("deny") && line.ends_with(" 1")), "{reasons}");
     let (_, other, _) = top(&["--once", "-n", "till"]);
     assert_eq!(other.lines().count(), 1, "{other}");
+    let (_, workloads, _) = top(&["--once", "--view", "workloads"]);
+    assert!(
+        workloads.lines().any(|line| line.starts_with("shop") && line.contains("Pod/web")),
+        "{workloads}"
+    );
+    let (_, json, _) = top(&["--once", "-o", "json"]);
+    let value: serde_json::Value = serde_json::from_str(&json).expect("one look is one object");
+    assert_eq!(
+        value["pods"][0]["denied"],
+        serde_json::json!({ "packets": 1, "perSecond": 0.0 }),
+        "{value:#}"
+    );
+    assert_eq!(value["destinations"][0]["policy"], "shop/policy", "{value:#}");
     let (code, _, error) = top(&[]);
     assert!(code == Some(2) && error.contains("--once"), "{error}");
 }

@@ -11,6 +11,7 @@ pub mod keeper;
 pub mod kubelet;
 pub mod packet;
 pub mod rights;
+pub mod terminal;
 pub mod wire;
 
 use std::{

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -17,12 +18,15 @@ use egress_common::verdict::Verdict;
 use crate::{
     observe::{self, Filter, Message, Observation, Request, reason_of},
     policy::document::is_hidden,
+    telemetry::client,
 };
 
 /// How long the agent may take to take a request, and to answer one that asks for nothing to come.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How many events are shown when nothing is said about it.
-const LAST: usize = 20;
+pub(super) const LAST: usize = 20;
+/// How long a line of an answer may be, in bytes.
+const LONGEST_LINE: u64 = 1 << 20;
 /// How much of a name is shown in a table.
 const LONGEST: usize = 80;
 /// What stands for what is not there.
@@ -101,7 +105,27 @@ pub(super) struct Which {
 }
 
 impl Which {
-    fn filter(&self) -> Filter {
+    /// Returns the options that say the same to another `egress-agent observe`.
+    pub(super) fn options(&self) -> Vec<OsString> {
+        let ports: Vec<String> = self.port.iter().map(u16::to_string).collect();
+        let lists = [
+            ("--namespace", &self.namespace),
+            ("--pod", &self.pod),
+            ("--policy", &self.policy),
+            ("--reason", &self.reason),
+            ("--port", &ports),
+            ("--verdict", &self.verdict),
+        ];
+        let given = lists.iter().filter(|(_, words)| !words.is_empty());
+        given.map(|(flag, words)| format!("{flag}={}", words.join(",")).into()).collect()
+    }
+
+    /// Returns the namespaces and the pods that are wanted, if not all.
+    pub(super) fn pods(&self) -> (&[String], &[String]) {
+        (&self.namespace, &self.pod)
+    }
+
+    pub(super) fn filter(&self) -> Filter {
         Filter {
             namespaces: self.namespace.iter().cloned().collect(),
             pods: self.pod.iter().cloned().collect(),
@@ -114,7 +138,7 @@ impl Which {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(super) enum Output {
     /// For people
     Table,
     /// One JSON object a line
@@ -122,10 +146,23 @@ enum Output {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Colour {
+pub(super) enum Colour {
     Auto,
     Always,
     Never,
+}
+
+impl Colour {
+    /// Returns whether what goes to standard output is to have colours.
+    pub(super) fn is_wanted(self) -> bool {
+        match self {
+            Self::Auto => {
+                io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }
 
 fn reason(text: &str) -> Result<String, String> {
@@ -156,19 +193,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         end_with_stdin()?;
     }
     let stdout = io::stdout();
-    let coloured = match arguments.color {
-        Colour::Auto => stdout.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-        Colour::Always => true,
-        Colour::Never => false,
-    };
-    let mut shown = Shown {
-        output: arguments.output,
-        node: arguments.node.clone(),
-        coloured,
-        heads: !arguments.no_headers,
-        widths: WIDTHS,
-    };
-    match shown.write(messages, &mut stdout.lock(), &mut io::stderr()) {
+    let mut shown = Shown::new(arguments.output, arguments.node.is_some(), arguments.color.is_wanted());
+    shown.heads = !arguments.no_headers;
+    let node = arguments.node.as_deref();
+    match shown.write(messages, node, &mut stdout.lock(), &mut io::stderr()) {
         Ok(()) if arguments.follow => bail!("the agent at {} has ended", path.display()),
         Ok(()) => Ok(ExitCode::SUCCESS),
         // Whoever does not read on has had enough.
@@ -187,7 +215,7 @@ pub(super) fn ask(
     request: &Request,
     short: bool,
 ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Message>> + use<>> {
-    let mut stream = match UnixStream::connect(path) {
+    let mut stream = match client::connect(path) {
         Ok(stream) => stream,
         Err(error) => {
             let hint = match error.kind() {
@@ -209,15 +237,32 @@ pub(super) fn ask(
         stream.write_all(&line)
     };
     send(&mut stream).with_context(|| asking.clone())?;
-    Ok(BufReader::new(stream).lines().map(move |line| {
-        let line = line.with_context(|| asking.clone())?;
-        serde_json::from_str(&line)
+    let mut reader = BufReader::new(stream);
+    let mut next = move || -> anyhow::Result<Option<Message>> {
+        let mut line = Vec::new();
+        let read = (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line);
+        if read.with_context(|| asking.clone())? == 0 {
+            return Ok(None);
+        }
+        let message = serde_json::from_slice(&line);
+        message
+            .map(Some)
             .context("the agent's answer cannot be read; use the version of egress-agent that runs")
+    };
+    // Nothing that follows what cannot be read is read.
+    let mut ended = false;
+    Ok(std::iter::from_fn(move || {
+        if ended {
+            return None;
+        }
+        let message = next();
+        ended = !matches!(message, Ok(Some(_)));
+        message.transpose()
     }))
 }
 
 /// Ends this process when its standard input ends. A thread of its own waits for that.
-fn end_with_stdin() -> anyhow::Result<()> {
+pub(super) fn end_with_stdin() -> anyhow::Result<()> {
     let wait = || {
         let mut buffer = [0; 256];
         let mut stdin = io::stdin().lock();
@@ -236,44 +281,45 @@ fn end_with_stdin() -> anyhow::Result<()> {
 
 /// How events are shown.
 #[derive(Debug)]
-struct Shown {
+pub(super) struct Shown {
     output: Output,
-    node: Option<String>,
+    /// Whether the node is told.
+    nodes: bool,
     coloured: bool,
     heads: bool,
     widths: [usize; COLUMNS],
 }
 
-const COLUMNS: usize = 8;
-const HEADS: [&str; COLUMNS] = ["TIME", "VERDICT", "REASON", "POD", "PROTOCOL", "TO", "COUNT", "POLICY"];
+const COLUMNS: usize = 9;
+const HEADS: [&str; COLUMNS] =
+    ["TIME", "NODE", "VERDICT", "REASON", "POD", "PROTOCOL", "TO", "COUNT", "POLICY"];
+const NODE: usize = 1;
+const VERDICT: usize = 2;
 /// How wide the columns are at first. They grow with what is in them and never shrink.
-const WIDTHS: [usize; COLUMNS] = [24, 7, 18, 24, 8, 21, 5, 0];
+const WIDTHS: [usize; COLUMNS] = [24, 10, 7, 18, 24, 8, 21, 5, 0];
 
 impl Shown {
+    pub(super) fn new(output: Output, nodes: bool, coloured: bool) -> Self {
+        Self { output, nodes, coloured, heads: true, widths: WIDTHS }
+    }
+
     fn write(
         &mut self,
         messages: impl Iterator<Item = anyhow::Result<Message>>,
+        node: Option<&str>,
         out: &mut impl Write,
         notices: &mut impl Write,
     ) -> anyhow::Result<()> {
-        if self.output == Output::Table && self.heads {
-            let heads = HEADS.map(str::to_owned);
-            let head = self.line(&heads, "NODE", None);
-            out.write_all(head.as_bytes())?;
-            out.flush()?;
-        }
+        out.write_all(self.head().as_bytes())?;
+        out.flush()?;
         for message in messages {
             match message? {
                 Message::Event(event) => {
-                    let line = match self.output {
-                        Output::Json => self.json(&event)?,
-                        Output::Table => self.row(&event),
-                    };
-                    out.write_all(line.as_bytes())?;
+                    out.write_all(self.event(&event, node)?.as_bytes())?;
                     out.flush()?;
                 }
                 Message::Lost(count) => {
-                    let place = self.node.as_ref().map_or_else(String::new, |node| format!("{node}: "));
+                    let place = node.map_or_else(String::new, |node| format!("{}: ", shown(node)));
                     writeln!(
                         notices,
                         "{place}{count} events are missing here: they came faster than they were read"
@@ -292,19 +338,23 @@ impl Shown {
         Ok(())
     }
 
-    /// Returns an event as a line of JSON, with the node's name if it is to be shown.
-    fn json(&self, event: &Observation) -> anyhow::Result<String> {
-        let line = serde_json::to_string(event)?;
-        Ok(match &self.node {
-            None => line + "\n",
-            Some(node) => {
-                let rest = line.strip_prefix('{').context("an event is an object")?;
-                format!("{{\"node\":{},{rest}\n", serde_json::to_string(node)?)
-            }
-        })
+    /// Returns the line above the columns, if there is to be one.
+    pub(super) fn head(&mut self) -> String {
+        match self.output {
+            Output::Table if self.heads => self.line(&HEADS.map(str::to_owned), None),
+            Output::Table | Output::Json => String::new(),
+        }
     }
 
-    fn row(&mut self, event: &Observation) -> String {
+    /// Returns an event as a line.
+    pub(super) fn event(&mut self, event: &Observation, node: Option<&str>) -> anyhow::Result<String> {
+        match self.output {
+            Output::Json => json(event, node),
+            Output::Table => Ok(self.row(event, node.unwrap_or(NONE))),
+        }
+    }
+
+    fn row(&mut self, event: &Observation, node: &str) -> String {
         let pod = match (&event.namespace, &event.pod) {
             (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
             _ => NONE.to_owned(),
@@ -313,9 +363,10 @@ impl Shown {
             (Some(policy), Some(destination)) => format!("{} {}", shown(policy), shown(destination)),
             _ => NONE.to_owned(),
         };
-        let time = event.time.get(..23).map_or_else(|| shown(&event.time), |time| format!("{time}Z"));
+        let time = event.time.get(..23).map_or_else(|| shown(&event.time), |time| shown(&format!("{time}Z")));
         let cells = [
             time,
+            shown(node),
             event.verdict.as_str().to_owned(),
             shown(&event.reason),
             shown(&pod),
@@ -329,13 +380,12 @@ impl Shown {
             Verdict::Audit => 33,
             Verdict::Allow => 32,
         };
-        let node = self.node.clone().unwrap_or_default();
-        self.line(&cells, &node, self.coloured.then_some(colour))
+        self.line(&cells, self.coloured.then_some(colour))
     }
 
-    fn line(&mut self, cells: &[String; COLUMNS], node: &str, colour: Option<u8>) -> String {
+    fn line(&mut self, cells: &[String; COLUMNS], colour: Option<u8>) -> String {
         let mut line = String::new();
-        for (place, cell) in cells.iter().enumerate() {
+        for (place, cell) in cells.iter().enumerate().filter(|(place, _)| self.nodes || *place != NODE) {
             if place > 0 {
                 line.push_str("  ");
             }
@@ -344,17 +394,43 @@ impl Shown {
             *width = (*width).max(length);
             let pad = " ".repeat(*width - length);
             match (place, colour) {
-                (1, Some(colour)) => line.push_str(&format!("\x1b[{colour}m{cell}\x1b[0m{pad}")),
+                (VERDICT, Some(colour)) => line.push_str(&format!("\x1b[{colour}m{cell}\x1b[0m{pad}")),
                 _ => line.push_str(&format!("{cell}{pad}")),
-            }
-            if place == 0 && self.node.is_some() {
-                line.push_str(&format!("  {}", shown(node)));
             }
         }
         line.truncate(line.trim_end().len());
         line.push('\n');
         line
     }
+}
+
+/// Returns an event as a line of JSON, with the node's name if it is to be shown.
+fn json(event: &Observation, node: Option<&str>) -> anyhow::Result<String> {
+    let line = serde_json::to_string(event)?;
+    Ok(escaped(&match node {
+        None => line,
+        Some(node) => {
+            let rest = line.strip_prefix('{').context("an event is an object")?;
+            format!("{{\"node\":{},{rest}", serde_json::to_string(node)?)
+        }
+    }) + "\n")
+}
+
+/// Returns a line of JSON in which what reaches into the terminal is escaped. It says the same.
+pub(super) fn escaped(json: &str) -> String {
+    let mut line = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_hidden(c) {
+            // It stands in a string: between strings there is none.
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                line.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            line.push(c);
+        }
+    }
+    line
 }
 
 /// Returns text as it may stand in a table: what reaches into the terminal is escaped, and what is long cut.
@@ -384,10 +460,9 @@ mod tests {
         coloured: bool,
         messages: Vec<Message>,
     ) -> (String, String) {
-        let mut shown =
-            Shown { output, node: node.map(str::to_owned), coloured, heads: true, widths: WIDTHS };
+        let mut shown = Shown::new(output, node.is_some(), coloured);
         let (mut out, mut notices) = (Vec::new(), Vec::new());
-        shown.write(messages.into_iter().map(Ok), &mut out, &mut notices).expect("it can be written");
+        shown.write(messages.into_iter().map(Ok), node, &mut out, &mut notices).expect("it can be written");
         let text = |bytes| String::from_utf8(bytes).expect("it is text");
         (text(out), text(notices))
     }
@@ -420,8 +495,8 @@ TIME                      VERDICT  REASON              POD                      
     fn a_node_stands_in_its_column_and_in_the_object() {
         let (out, notices) = shown_as(Output::Table, Some("node-a"), false, events());
         let lines: Vec<&str> = out.lines().collect();
-        assert!(lines[0].starts_with("TIME                      NODE  VERDICT"), "{out}");
-        assert!(lines[1].starts_with("2026-11-22T03:49:48.524Z  node-a  deny"), "{out}");
+        assert!(lines[0].starts_with("TIME                      NODE        VERDICT"), "{out}");
+        assert!(lines[1].starts_with("2026-11-22T03:49:48.524Z  node-a      deny"), "{out}");
         assert!(notices.starts_with("node-a: 3 events"), "{notices}");
         let (out, _) = shown_as(Output::Json, Some("node-a"), true, events());
         for line in out.lines() {
@@ -442,15 +517,48 @@ TIME                      VERDICT  REASON              POD                      
         assert_eq!(out.lines().count(), 2, "{out}");
         assert!(!out.contains(|c: char| is_hidden(c) && c != '\n'), "{out:?}");
         assert!(out.lines().all(|line| line.chars().count() < 250), "{out}");
+        let evil = Observation {
+            pod: Some("\u{9b}2J\u{7f}\u{202e}\u{e0041}\u{1b}".to_owned()),
+            ..denial("192.0.2.9", 443)
+        };
+        let (out, _) =
+            shown_as(Output::Json, Some("a\u{202e}"), false, vec![Message::Event(Box::new(evil.clone()))]);
+        assert!(!out.contains(|c: char| is_hidden(c) && c != '\n'), "{out:?}");
+        let value: serde_json::Value = serde_json::from_str(&out).expect("it is JSON still");
+        assert_eq!((&value["node"], &value["pod"]), (&"a\u{202e}".into(), &evil.pod.into()));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_no_answer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = observe::socket(folder.path());
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("the folder can be written");
+        let said = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("somebody asks");
+            let noise = [b'x'; 1 << 16];
+            let mut sent = 0;
+            // Until the other side has had enough.
+            while stream.write_all(&noise).is_ok() && sent < 64 << 20 {
+                sent += noise.len();
+            }
+            sent
+        });
+        let request = Request::Observe { last: 1, follow: false, filter: Filter::default() };
+        let mut answer = ask(&path, &request, true).expect("it listens");
+        let error = answer.next().expect("something is said").expect_err("it is no message");
+        assert!(error.to_string().contains("cannot be read"), "{error:#}");
+        assert!(answer.next().is_none(), "what follows is not read");
+        drop(answer);
+        let sent = said.join().expect("it ends");
+        assert!(sent < 8 << 20, "{sent} bytes were taken");
     }
 
     #[test]
     fn an_error_of_the_agent_is_one_here() {
-        let mut shown =
-            Shown { output: Output::Table, node: None, coloured: false, heads: false, widths: WIDTHS };
+        let mut shown = Shown::new(Output::Table, false, false);
         let messages = [Ok(Message::Error("no place\x1b".to_owned()))];
         let error =
-            shown.write(messages.into_iter(), &mut Vec::new(), &mut Vec::new()).expect_err("it is one");
+            shown.write(messages.into_iter(), None, &mut Vec::new(), &mut Vec::new()).expect_err("it is one");
         assert_eq!(error.to_string(), "the agent says: no place\\u{1b}");
     }
 

@@ -2,9 +2,11 @@
 //! access of whoever runs it.
 
 mod cluster;
+mod follow;
 mod merge;
 mod observe;
 mod recommend;
+mod top;
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 
@@ -18,7 +20,7 @@ use super::{COULD_NOT_RUN, complain, completions, status};
     name = "kubectl egress",
     bin_name = "kubectl egress",
     version,
-    after_help = "Observe and recommend run kubectl, so whoever uses them needs the rights to list pods and to exec into those of the agents.\n\
+    after_help = "Observe, top and recommend run kubectl, so whoever uses them needs the rights to list pods and to exec into those of the agents.\n\
     Exit codes: 0 as it should be, 1 something is not, 2 could not run, or not everywhere."
 )]
 pub struct Plugin {
@@ -32,6 +34,8 @@ enum Command {
     Status(status::Arguments),
     /// Say what agents deny, audit and, on request, allow, as it happens
     Observe(observe::Arguments),
+    /// Show what pods send and are denied, as it happens
+    Top(top::Arguments),
     /// Propose the least policies that cover what pods were seen to send
     Recommend(recommend::Arguments),
     /// Write what a shell needs to complete the command lines of kubectl-egress; kubectl itself asks kubectl_complete-egress
@@ -53,6 +57,7 @@ pub fn run(plugin: &Plugin) -> ExitCode {
         Command::Observe(arguments) => {
             turning().and_then(|runtime| runtime.block_on(observe::run(arguments)))
         }
+        Command::Top(arguments) => turning().and_then(|runtime| runtime.block_on(top::run(arguments))),
         Command::Recommend(arguments) => {
             turning().and_then(|runtime| runtime.block_on(recommend::run(arguments)))
         }

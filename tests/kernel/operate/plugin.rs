@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{self, File},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use egress_tests::lab::{
@@ -14,6 +16,7 @@ use egress_tests::lab::{
     api::{Server, real},
     at,
     kubelet::Kubelet,
+    terminal::Terminal,
     wire::Outcome,
 };
 use serde_json::{Value, json};
@@ -224,4 +227,152 @@ fn observe_and_recommend_reach_the_agent_through_the_api_server() {
     assert!(out.contains("198.51.100.7"), "{out}");
     let (code, out, _) = cluster.run(&["recommend", "-n", "shop", "--export"]);
     assert!(code == Some(0) && out.lines().any(|line| line.contains("\"workload\"")), "{out}");
+}
+
+/// A `kubectl egress observe --follow`, and the files it writes to.
+struct Following {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Following {
+    fn start(cluster: &Cluster) -> Self {
+        let folder = tempfile::Builder::new().prefix("egress-plugin-").tempdir().expect("a folder");
+        let file = |name: &str| File::create(folder.path().join(name)).expect("the folder can be written");
+        let mut command = cluster.command(
+            &cluster.server.kubeconfig(),
+            &["observe", "--follow", "--look-every", "1", "-o", "json"],
+        );
+        let child = command.stdout(file("out")).stderr(file("errors")).spawn().expect("the plugin starts");
+        Self { child, folder }
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.path().join(name)).expect("it was made")
+    }
+
+    /// The ports of the events.
+    fn ports(&self) -> Vec<u64> {
+        let out = self.read("out");
+        let whole = out.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let port = |line: &str| serde_json::from_str::<Value>(line).expect("it is JSON")["port"].as_u64();
+        whole.lines().map(|line| port(line).expect("it has a port")).collect()
+    }
+
+    #[track_caller]
+    fn wait(&self, wanted: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while !wanted(self) {
+            assert!(Instant::now() < deadline, "{:?} {}", self.ports(), self.read("errors"));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn wait_said(&self, what: &str) {
+        self.wait(|this| this.read("errors").contains(what));
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        // One that has ended and been waited for is left alone by both.
+        drop(self.child.kill().and_then(|()| self.child.wait()));
+    }
+}
+
+#[test]
+fn observe_follows_an_agent_to_its_successor() {
+    let Some(cluster) = Cluster::start() else { return };
+    let (node, agent) = scene();
+    cluster.agent("agent-1", "node-a", &agent.runtime);
+    let following = Following::start(&cluster);
+    // Until it is there, nothing is told.
+    let deadline = Instant::now() + LIMIT;
+    while following.ports().is_empty() {
+        assert!(Instant::now() < deadline, "nothing is told: {}", following.read("errors"));
+        denied(&node, "198.51.100.7:443");
+        thread::sleep(Duration::from_millis(200));
+    }
+    // The connection breaks, and the agent stays: what it tells meanwhile is not lost, and nothing is told twice.
+    let before = following.ports();
+    cluster.kubelet.cut();
+    denied(&node, "198.51.100.7:444");
+    following.wait_said("node-a: no more is heard of this node, whose agent was agent-1");
+    following.wait(|this| this.ports().contains(&444));
+    // Another agent in another pod, and a node that joins, whose agent is the same here.
+    agent.kill(&node.lab.keeper).unwrap_or_else(|error| panic!("{error:#}"));
+    good(cluster.server.delete(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "namespace": "egress-agent", "name": "agent-1" },
+    })));
+    let agent = node.run(&[]);
+    denied(&node, "198.51.100.7:445");
+    cluster.agent("agent-2", "node-a", &agent.runtime);
+    following.wait(|this| this.ports().contains(&445));
+    following.wait_said("of the agent agent-2");
+    let ports = following.ports();
+    let of = |port: u64| ports.iter().filter(|told| **told == port).count();
+    assert_eq!((of(444), of(445)), (1, 1), "{ports:?}");
+    assert!(of(443) >= before.len(), "{ports:?}");
+    cluster.node("node-b");
+    cluster.agent("agent-3", "node-b", &agent.runtime);
+    following.wait_said("node-b: heard from now on, of the agent agent-3");
+    following.wait(|this| {
+        let out = this.read("out");
+        out.lines().any(|line| line.contains("\"node\":\"node-b\"") && line.contains(":445,"))
+    });
+}
+
+#[test]
+fn top_puts_the_nodes_together_and_names_one_that_is_not_heard() {
+    let Some(cluster) = Cluster::start() else { return };
+    let (node, agent) = scene();
+    // Two nodes with the same agent: everything is there twice.
+    cluster.node("node-b");
+    cluster.agent("agent-1", "node-a", &agent.runtime);
+    cluster.agent("agent-2", "node-b", &agent.runtime);
+    denied(&node, "198.51.100.7:443");
+    let once = ["top", "--once", "--interval", "0.2"];
+    let (code, out, error) = cluster.run(&[&once[..], &["-o", "json"]].concat());
+    assert_eq!((code, error.as_str()), (Some(0), ""), "{out}");
+    let value: Value = serde_json::from_str(&out).expect("one look is one object");
+    assert_eq!((&value["nodes"], &value["silent"]), (&json!(["node-a", "node-b"]), &json!([])), "{value:#}");
+    assert_eq!(value["pods"][0]["denied"]["packets"], 2, "{value:#}");
+    assert_eq!(value["pods"][0]["mostly"], json!(["default_deny", 1]), "{value:#}");
+    let (_, table, _) = cluster.run(&once);
+    let row: Vec<&str> = table.lines().nth(1).expect("there is the workload").split_whitespace().collect();
+    assert_eq!(row[..4], ["shop", "Pod/web", "-", "2"], "{table}");
+    let (code, _, error) = cluster.run(&["top"]);
+    assert!(code == Some(2) && error.contains("--once"), "{error}");
+
+    let terminal = Terminal::new(120, 12);
+    let before = terminal.modes();
+    let mut command = cluster.command(&cluster.server.kubeconfig(), &["top", "--interval", "0.2"]);
+    command.stdin(terminal.side()).stdout(terminal.side()).stderr(terminal.side());
+    let mut child = command.spawn().expect("the plugin starts");
+    let row_has = |count: &'static str| {
+        move |lines: &[String]| {
+            let row = lines.iter().find(|line| line.starts_with("shop"));
+            row.is_some_and(|row| row.contains("Pod/web") && row.split_whitespace().nth(3) == Some(count))
+        }
+    };
+    terminal.wait(LIMIT, "what both count", row_has("2"));
+    assert!(terminal.screen()[0].starts_with("2 nodes: "), "{:#?}", terminal.screen());
+    denied(&node, "198.51.100.7:444");
+    terminal.wait(LIMIT, "what is denied is counted", row_has("4"));
+    // The pod of one of them runs nothing any more.
+    cluster.pods.lock().expect("no thread panics with the lock held").remove("agent-2");
+    cluster.kubelet.cut();
+    terminal.wait(LIMIT, "a node is missing", |lines| lines[0].starts_with("1 node, node-b not heard: "));
+    terminal.wait(LIMIT, "what the other counts", row_has("2"));
+    terminal.press(b"d");
+    terminal.wait(LIMIT, "destinations", |lines| lines.iter().any(|line| line.starts_with("shop/policy")));
+    terminal.resize(30, 5);
+    terminal.wait(LIMIT, "a smaller window", |lines| {
+        lines.len() == 5 && lines.iter().all(|line| line.chars().count() <= 30)
+    });
+    terminal.press(b"q");
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(2), "a node is not heard: {}", terminal.text());
+    assert_eq!(terminal.modes(), before);
+    terminal.wait(LIMIT, "what was told meanwhile", |lines| lines.concat().contains("node-b: "));
 }

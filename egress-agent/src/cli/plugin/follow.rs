@@ -22,6 +22,8 @@ use super::{
 
 /// How long a command must run to count as heard that has said nothing.
 const SETTLED: Duration = Duration::from_secs(3);
+/// How often new agents are looked for, unless somebody says otherwise.
+pub const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// No two looks at the cluster's pods are closer.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long it takes at most until a node that is not heard is tried again.
@@ -34,10 +36,13 @@ const COMPLAINTS: usize = 10;
 /// How many lines of one command may be something else than what was asked for.
 const STRANGE: usize = 100;
 
+/// Returns a command, for one of the first agents or for one that came later.
+pub type Command = dyn Fn(bool) -> Vec<OsString>;
+
 /// What is run and how.
 pub struct Plan<T> {
-    /// Returns the command for an agent. The second says whether it is one that came later.
-    pub command: Box<dyn Fn(&Agent, bool) -> Vec<OsString>>,
+    /// Returns what to run in an agent's pod.
+    pub command: Box<Command>,
     /// Which agents.
     pub whose: Whose,
     /// Reads a line; nothing if it is not what was asked for.
@@ -113,8 +118,8 @@ struct Node {
 enum Said {
     Line(String),
     Complaint(String),
-    /// Whether it ended well.
-    Ended(bool),
+    /// Whether it ended well, or why it was ended.
+    Ended(Result<bool, String>),
 }
 
 impl<T> Agents<T> {
@@ -140,6 +145,11 @@ impl<T> Agents<T> {
             all.begin(agent, false)?;
         }
         Ok(all)
+    }
+
+    /// Returns the nodes that are asked, and whether each is heard now.
+    pub fn nodes(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
+        self.nodes.iter().map(|(name, node)| (name, node.task.is_some()))
     }
 
     /// Returns the nodes that are not heard now.
@@ -184,7 +194,7 @@ impl<T> Agents<T> {
     }
 
     fn begin(&mut self, agent: &Agent, later: bool) -> anyhow::Result<()> {
-        let child = self.cluster.start(agent, &(self.plan.command)(agent, later))?;
+        let child = self.cluster.start(agent, &(self.plan.command)(later))?;
         self.count += 1;
         let name: Arc<str> = agent.node.as_str().into();
         let (number, limit) = (self.count, self.plan.follow.is_none().then_some(self.cluster.timeout));
@@ -228,10 +238,7 @@ impl<T> Agents<T> {
                 let Some(what) = (self.plan.read)(&line) else {
                     node.strange += 1;
                     return match node.strange {
-                        1 => self.complain(
-                            name,
-                            "it says what was not asked for; is it another version?".to_owned(),
-                        ),
+                        1 => self.say(name, "it says what was not asked for; is it another version?"),
                         STRANGE => self.give_up(name, "it goes on saying what was not asked for"),
                         _ => {}
                     };
@@ -240,28 +247,38 @@ impl<T> Agents<T> {
                 self.was_heard(name);
                 self.next.push_back(Heard::Line { node: Arc::clone(name), what, later });
             }
-            Said::Complaint(line) => self.complain(name, line),
+            Said::Complaint(line) => self.complain(name, &line),
             Said::Ended(well) => {
                 node.task = None;
-                self.ended(name, well);
+                if let Err(why) = &well {
+                    self.say(name, why);
+                }
+                self.ended(name, well == Ok(true));
             }
         }
     }
 
-    /// Tells what a command complains about, or what there is to complain about it. A try that fails as the one before is no news.
-    fn complain(&mut self, name: &Arc<str>, complaint: String) {
+    /// Tells what a command complains about, up to a number of lines.
+    fn complain(&mut self, name: &Arc<str>, complaint: &str) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.complaints += 1;
-        if node.complaints <= COMPLAINTS && (node.silent.is_none() || node.told.as_ref() != Some(&complaint))
-        {
-            self.next.push_back(Heard::Notice(format!("{}: {}", cut(name), cut(&complaint))));
+        if node.complaints <= COMPLAINTS {
+            self.say(name, complaint);
         }
-        node.told = Some(complaint);
+    }
+
+    /// Tells something about a node. That a try fails as the one before is no news.
+    fn say(&mut self, name: &Arc<str>, what: &str) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        if node.silent.is_none() || node.told.as_deref() != Some(what) {
+            self.next.push_back(Heard::Notice(format!("{}: {}", cut(name), cut(what))));
+        }
+        node.told = Some(what.to_owned());
     }
 
     /// Ends a command that says what nobody asked for.
     fn give_up(&mut self, name: &Arc<str>, why: &str) {
-        self.complain(name, why.to_owned());
+        self.say(name, why);
         let Some(node) = self.nodes.get_mut(name) else { return };
         if let Some(task) = node.task.take() {
             task.abort();
@@ -416,9 +433,7 @@ async fn listen(
     let all = async {
         let lines = pass(stdout, longest, |line| tell(Said::Line(line)));
         let complaints = pass(stderr, longest, |line| tell(Said::Complaint(line)));
-        if let Err(why) = tokio::try_join!(lines, complaints) {
-            return Err(why);
-        }
+        tokio::try_join!(lines, complaints)?;
         Ok(child.wait().await.is_ok_and(|status| status.success()))
     };
     let ended = match limit {
@@ -429,14 +444,7 @@ async fn listen(
     };
     drop(stdin);
     // Nobody listens any more at the end.
-    let well = match ended {
-        Ok(well) => well,
-        Err(why) => {
-            drop(tell(Said::Complaint(why)).await);
-            false
-        }
-    };
-    drop(tell(Said::Ended(well)).await);
+    drop(tell(Said::Ended(ended)).await);
 }
 
 /// Passes on lines up to their end, or until nobody listens.

@@ -1,37 +1,45 @@
 //! `kubectl egress observe`: what the agents of a cluster tell, in one order.
 
 use std::{
-    env,
-    ffi::OsString,
-    io::{self, IsTerminal as _, Write as _},
+    collections::{BTreeMap, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{self, Write as _},
     process::ExitCode,
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
-use tokio::{
-    io::{AsyncRead, BufReader},
-    process::Child,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    cluster::{Agent, Cluster},
-    merge::{Merge, WAIT, coloured, next_line, plain},
+    cluster::{Cluster, Whose},
+    follow::{Agents, Heard, Plan},
+    merge::{Merge, WAIT},
 };
-use crate::cli::COULD_NOT_RUN;
+use crate::{
+    cli::{
+        COULD_NOT_RUN,
+        observe::{Colour, LAST, Output, Shown, Which},
+    },
+    observe::Observation,
+};
 
-/// How many events are shown when nothing is said about it.
-const LAST: usize = 20;
-/// How many lines of one agent may wait here.
+/// How many lines may wait here.
 const WAITING: usize = 256;
+/// How long a line may be: nothing that an agent writes is as long.
+const LONGEST: usize = 64 * 1024;
+/// How many events an agent is asked for that was not heard for a while: as many as it keeps unless told otherwise.
+const KEPT: usize = 512;
 
 /// Which events, and how to write them.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The agents asked are those of the nodes that the pods of --namespace (and --pod) are on when it starts, or of --node, or all."
+    after_help = "The agents asked are those of the nodes that the pods of --namespace (and --pod) are on, or of --node, or all.\n\
+    With --follow, an agent that ends is followed to its successor, and nodes that join are asked, too; until then a node that is not \
+    heard is named on standard error.\n\
+    Exit codes: 0 as it should be, 2 a node could not be asked, or was not heard at the end."
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -41,139 +49,120 @@ pub struct Arguments {
     #[arg(short, long)]
     follow: bool,
 
+    /// With --follow, look for agents of nodes that join so often
+    #[arg(long, value_name = "SECONDS", default_value = "15", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    look_every: u64,
+
     /// Begin with the last N events that fit; without it 20, or with --follow none
     #[arg(long, value_name = "N")]
     last: Option<usize>,
 
-    /// Of pods in these namespaces
-    #[arg(short, long, value_name = "NAMESPACE,…", value_delimiter = ',')]
-    namespace: Vec<String>,
-
-    /// Of pods with these names
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    pod: Vec<String>,
-
-    /// Decided by these policies, each as NAME or NAMESPACE/NAME
-    #[arg(long, value_name = "POLICY,…", value_delimiter = ',')]
-    policy: Vec<String>,
-
-    /// With these reasons, such as default_deny
-    #[arg(long, value_name = "REASON,…", value_delimiter = ',')]
-    reason: Vec<String>,
-
-    /// To these destination ports
-    #[arg(long, value_name = "PORT,…", value_delimiter = ',')]
-    port: Vec<u16>,
-
-    /// With these verdicts; what is allowed is told only while somebody follows it
-    #[arg(long, value_name = "VERDICT,…", value_delimiter = ',', value_parser = ["allow", "audit", "deny"])]
-    verdict: Vec<String>,
+    #[command(flatten)]
+    which: Which,
 
     /// How to write them
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Output,
-}
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people
-    Table,
-    /// One JSON object a line
-    Json,
-}
-
-impl Arguments {
-    fn last(&self) -> usize {
-        self.last.unwrap_or(if self.follow { 0 } else { LAST })
-    }
-
-    /// Returns what `egress-agent` is to do in the pod of an agent.
-    fn of(&self, agent: &Agent, coloured: bool) -> Vec<OsString> {
-        let mut all: Vec<OsString> =
-            ["observe", "--until-eof", "--no-headers", "--node"].map(OsString::from).into();
-        all.push((&agent.node).into());
-        if self.follow {
-            all.push("--follow".into());
-        }
-        all.push("--last".into());
-        all.push(self.last().to_string().into());
-        let ports: Vec<String> = self.port.iter().map(u16::to_string).collect();
-        let lists = [
-            ("--namespace", &self.namespace),
-            ("--pod", &self.pod),
-            ("--policy", &self.policy),
-            ("--reason", &self.reason),
-            ("--port", &ports),
-            ("--verdict", &self.verdict),
-        ];
-        for (flag, words) in lists {
-            if !words.is_empty() {
-                all.push(format!("{flag}={}", words.join(",")).into());
-            }
-        }
-        all.push(if self.output == Output::Json { "--output=json" } else { "--output=table" }.into());
-        all.push(if coloured { "--color=always" } else { "--color=never" }.into());
-        all
-    }
-}
-
-/// What an agent's kubectl has to say.
-enum Said {
-    Line(String),
-    /// It has ended: on which node, and whether well.
-    Ended(String, bool),
+    /// Whether verdicts have colours in a table; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    color: Colour,
 }
 
 /// Asks and prints until all have answered, or this is told to end.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let cluster = &arguments.cluster;
     let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("watching for SIGHUP")?;
-    let agents = cluster.agents(&arguments.namespace, &arguments.pod).await?;
-    let coloured = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let (say, mut said) = mpsc::channel(WAITING);
-    // Each is ended with its task, and those with the runtime.
-    for agent in &agents {
-        let child =
-            cluster.start(agent, &arguments.of(agent, coloured && arguments.output == Output::Table))?;
-        tokio::spawn(listen(child, agent.node.clone(), say.clone()));
-    }
-    drop(say);
-    if arguments.output == Output::Table {
-        print(
-            "TIME                      NODE  VERDICT  REASON              POD                       PROTOCOL  TO                     COUNT  POLICY\n",
-        )?;
-    }
+    let began = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let (namespaces, pods) = arguments.which.pods();
+    let whose = Whose { namespaces: namespaces.to_vec(), pods: pods.to_vec() };
+    let found = arguments.cluster.agents(&whose).await?;
+    let (follow, last) =
+        (arguments.follow, arguments.last.unwrap_or(if arguments.follow { 0 } else { LAST }));
+    let options = arguments.which.options();
+    let plan = Plan {
+        command: Box::new(move |later| {
+            let last = if later { KEPT } else { last }.to_string();
+            let mut all = vec!["observe".into(), "--until-eof".into(), "--output=json".into()];
+            all.extend(follow.then(|| "--follow".into()));
+            all.extend(["--last".into(), last.into()]);
+            all.extend(options.iter().cloned());
+            all
+        }),
+        read: |line| serde_json::from_str::<Observation>(line).ok(),
+        whose,
+        follow: follow.then(|| Duration::from_secs(arguments.look_every)),
+        longest: LONGEST,
+        most: if follow { usize::MAX } else { last },
+        waiting: WAITING,
+    };
+    let mut agents = Agents::start(Arc::new(arguments.cluster.clone()), &found, plan)?;
+    let mut shown = Shown::new(arguments.output, true, arguments.color.is_wanted());
+    print(&shown.head())?;
+    let (filter, mut told) = (arguments.which.filter(), Told { began, nodes: BTreeMap::new() });
     let mut merge = Merge::default();
-    let mut well = true;
     let mut tick = tokio::time::interval(WAIT / 2);
     loop {
         tokio::select! {
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             _ = hangup.recv() => break,
-            _ = tick.tick(), if arguments.follow => {
-                let lines = merge.ready(Instant::now()).concat();
-                if !print(&lines)? {
+            _ = tick.tick(), if follow => {
+                if !print(&merge.ready(Instant::now()).concat())? {
                     return Ok(ExitCode::SUCCESS);
                 }
             }
-            next = said.recv() => match next {
-                Some(Said::Line(line)) => merge.push(line, Instant::now()),
-                Some(Said::Ended(node, ended_well)) => {
-                    if arguments.follow || !ended_well {
-                        well = false;
-                        eprintln!("{}: no more is heard of this node", plain(&node));
+            heard = agents.next() => match heard {
+                None => break,
+                Some(Heard::Notice(notice)) => eprintln!("{notice}"),
+                Some(Heard::Line { node, what: event, later }) => {
+                    if !filter.admits(&event) || follow && !told.is_new(&node, &event, later) {
+                        continue;
+                    }
+                    let line = shown.event(&event, Some(&node))?;
+                    merge.push(event.time, line, Instant::now());
+                    if !follow {
+                        merge.keep_newest(last);
+                    } else if merge.is_full() && !print(&merge.ready(Instant::now()).concat())? {
+                        return Ok(ExitCode::SUCCESS);
                     }
                 }
-                None => break,
             },
         }
     }
-    let last = if arguments.follow { usize::MAX } else { arguments.last() };
-    print(&merge.all(last).concat())?;
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(COULD_NOT_RUN) })
+    print(&merge.all(if follow { usize::MAX } else { last }).concat())?;
+    Ok(if agents.is_well() { ExitCode::SUCCESS } else { ExitCode::from(COULD_NOT_RUN) })
+}
+
+/// What was told of each node, so that an agent that is asked again says nothing twice.
+struct Told {
+    /// When this began. What is older is not asked for.
+    began: String,
+    nodes: BTreeMap<Arc<str>, VecDeque<u64>>,
+}
+
+impl Told {
+    /// How many events of a node are known again: more than its agent is asked for.
+    const KNOWN: usize = 2 * KEPT;
+
+    /// Returns whether an event was not told yet. `later` ones are of an agent that was asked for what it had.
+    fn is_new(&mut self, node: &Arc<str>, event: &Observation, later: bool) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (&event.time, &event.pod, &event.policy, &event.destination).hash(&mut hasher);
+        (&event.source, event.source_port, event.to, event.port, event.count, event.bytes).hash(&mut hasher);
+        (&event.namespace, event.verdict.as_str(), &event.reason, &event.hook, &event.protocol)
+            .hash(&mut hasher);
+        let (hash, known) = (hasher.finish(), self.nodes.entry(Arc::clone(node)).or_default());
+        if later && (event.time < self.began || known.contains(&hash)) {
+            return false;
+        }
+        if known.len() == Self::KNOWN {
+            known.pop_front();
+        }
+        known.push_back(hash);
+        true
+    }
 }
 
 /// Writes to standard output. Returns whether somebody reads on.
@@ -186,30 +175,24 @@ fn print(text: &str) -> io::Result<bool> {
     }
 }
 
-/// Passes on what a kubectl writes, until it ends.
-async fn listen(mut child: Child, node: String, say: mpsc::Sender<Said>) {
-    // Held open until the end: it ends the other side.
-    let stdin = child.stdin.take();
-    let stdout = child.stdout.take().expect("it is piped");
-    let stderr = child.stderr.take().expect("it is piped");
-    let complaints = async {
-        let mut stderr = BufReader::new(stderr);
-        while let Ok(Some(line)) = next_line(&mut stderr).await {
-            eprintln!("{}: {}", plain(&node), plain(&line));
-        }
-    };
-    let ((), ()) = tokio::join!(pass(stdout, &say), complaints);
-    drop(stdin);
-    let well = child.wait().await.is_ok_and(|status| status.success());
-    // Nobody listens any more at the end.
-    drop(say.send(Said::Ended(node, well)).await);
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::tests::denial;
 
-async fn pass(stdout: impl AsyncRead + Unpin, say: &mpsc::Sender<Said>) {
-    let mut stdout = BufReader::new(stdout);
-    while let Ok(Some(line)) = next_line(&mut stdout).await {
-        if say.send(Said::Line(coloured(&line) + "\n")).await.is_err() {
-            return;
+    #[test]
+    fn an_agent_that_is_asked_again_says_nothing_twice() {
+        let mut told = Told { began: "2026-11-22T03:49:48.000000Z".to_owned(), nodes: BTreeMap::new() };
+        let (here, there): (Arc<str>, Arc<str>) = ("node-a".into(), "node-b".into());
+        let event = denial("192.0.2.9", 443);
+        let old = Observation { time: "2026-11-22T03:49:47.999999Z".to_owned(), ..event.clone() };
+        assert!(told.is_new(&here, &event, false) && told.is_new(&here, &old, false));
+        assert!(told.is_new(&here, &event, false), "an agent may say the same twice");
+        assert!(!told.is_new(&here, &event, true) && !told.is_new(&there, &old, true));
+        assert!(told.is_new(&there, &event, true));
+        for (number, count) in (2_u16..).zip(2..Told::KNOWN as u64 + 3) {
+            assert!(told.is_new(&here, &Observation { port: number, count, ..event.clone() }, true));
         }
+        assert!(told.nodes.values().all(|known| known.len() <= Told::KNOWN));
     }
 }

@@ -4,21 +4,28 @@ use std::{
     ffi::OsString,
     io::{self, Write as _},
     process::{ExitCode, Output},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::Child,
     task::JoinSet,
+    time::timeout,
 };
 
-use super::{cluster::Cluster, merge::plain};
-use crate::cli::COULD_NOT_RUN;
+use super::{
+    cluster::{Cluster, Whose},
+    merge::{cut, plain},
+};
+use crate::{cli::COULD_NOT_RUN, observe::Message};
 
-/// The most that is taken from an agent, in bytes.
-const MOST: u64 = 64 << 20;
+/// The most that is taken from an agent, in bytes: several times what it remembers.
+const MOST: u64 = 16 << 20;
+/// How many lines of one agent's complaints are told.
+const COMPLAINTS: usize = 20;
 
 /// What to propose.
 #[derive(Debug, Args)]
@@ -48,7 +55,8 @@ pub struct Arguments {
 /// Asks the agents of the namespace's nodes, and one of them what follows from all of it.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let cluster = &arguments.cluster;
-    let agents = cluster.agents(std::slice::from_ref(&arguments.namespace), &[]).await?;
+    let whose = Whose { namespaces: vec![arguments.namespace.clone()], pods: Vec::new() };
+    let agents = cluster.agents(&whose).await?;
     let ask = |more: &[&str]| -> Vec<OsString> {
         let first = ["recommend", "--namespace", &arguments.namespace];
         first.iter().chain(more).map(OsString::from).collect()
@@ -56,19 +64,33 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut asked = JoinSet::new();
     for agent in &agents {
         let child = cluster.start(agent, &ask(&["--export"]))?;
-        let node = agent.node.clone();
-        asked.spawn(async move { (node, exchange(child, Vec::new()).await) });
+        let (node, limit) = (agent.node.clone(), cluster.timeout);
+        asked.spawn(async move { (node, exchange(child, Vec::new(), limit).await) });
     }
     let (mut seen, mut well) = (Vec::new(), true);
     while let Some(answer) = asked.join_next().await {
         let (node, output) = answer.context("waiting for an agent")?;
-        let output = output?;
-        complain(&node, &output.stderr);
-        if output.status.success() {
-            seen.extend_from_slice(&output.stdout);
-        } else {
-            well = false;
-            eprintln!("{}: what this node saw is missing", plain(&node));
+        let output = output.and_then(|output| {
+            complain(&node, &output.stderr);
+            if !output.status.success() {
+                bail!("what this node saw is missing");
+            }
+            // One that says something else must not keep the others from being put together.
+            let strange = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            let strange = strange.filter(|line| !matches!(serde_json::from_slice(line), Ok(message) if is_told(&message)));
+            match strange.count() {
+                0 => Ok(output.stdout),
+                lines => bail!(
+                    "{lines} lines are not what was asked for; is it another version? What this node saw is missing"
+                ),
+            }
+        });
+        match output {
+            Ok(lines) => seen.extend_from_slice(&lines),
+            Err(error) => {
+                well = false;
+                eprintln!("{}: {}", cut(&node), cut(&format!("{error:#}")));
+            }
         }
     }
     if arguments.export {
@@ -78,7 +100,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let Some(first) = agents.first() else { bail!("no agent was asked") };
     let mut last = ask(&["--flows", "-"]);
     last.extend(arguments.more.iter().cloned());
-    let output = exchange(cluster.start(first, &last)?, seen).await?;
+    let output = exchange(cluster.start(first, &last)?, seen, cluster.timeout).await?;
     print(&output.stdout)?;
     // Its remarks are about all nodes.
     for line in String::from_utf8_lossy(&output.stderr).lines() {
@@ -91,8 +113,13 @@ fn code(well: bool) -> ExitCode {
     if well { ExitCode::SUCCESS } else { ExitCode::from(COULD_NOT_RUN) }
 }
 
-/// Writes to a child, closes its standard input, and returns what it writes.
-async fn exchange(mut child: Child, input: Vec<u8>) -> anyhow::Result<Output> {
+/// Returns whether a message tells of what was seen.
+fn is_told(message: &Message) -> bool {
+    matches!(message, Message::Workload(_) | Message::Flow(_) | Message::Entry(_) | Message::LeftOut(_))
+}
+
+/// Writes to a child, closes its standard input, and returns what it writes. One that takes too long, or writes too much, is ended.
+async fn exchange(mut child: Child, input: Vec<u8>, limit: Duration) -> anyhow::Result<Output> {
     let mut stdin = child.stdin.take().context("it is piped")?;
     let write = async {
         // One that ends early says why itself.
@@ -102,24 +129,34 @@ async fn exchange(mut child: Child, input: Vec<u8>) -> anyhow::Result<Output> {
             eprintln!("writing to an agent: {error}");
         }
         drop(stdin);
+        Ok(())
     };
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let out = child.stdout.take().context("it is piped")?;
     let error = child.stderr.take().context("it is piped")?;
-    let (mut out, mut error) = (out.take(MOST + 1), error.take(MOST + 1));
-    let ((), read, complained) =
-        tokio::join!(write, out.read_to_end(&mut stdout), error.read_to_end(&mut stderr));
-    read.and(complained).context("reading from kubectl")?;
-    if stdout.len().max(stderr.len()) as u64 > MOST {
-        bail!("an agent writes more than {MOST} bytes, which no agent does");
+    let all = async {
+        let ((), stdout, stderr) = tokio::try_join!(write, bounded(out), bounded(error))?;
+        let status = child.wait().await.context("waiting for kubectl")?;
+        Ok(Output { status, stdout, stderr })
+    };
+    match timeout(limit, all).await {
+        Ok(output) => output,
+        Err(_elapsed) => bail!("it has not said all in {}s", limit.as_secs()),
     }
-    let status = child.wait().await.context("waiting for kubectl")?;
-    Ok(Output { status, stdout, stderr })
+}
+
+/// Reads to the end, if that is not too far.
+async fn bounded(from: impl AsyncRead + Unpin) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(MOST + 1).read_to_end(&mut bytes).await.context("reading from kubectl")?;
+    if bytes.len() as u64 > MOST {
+        bail!("it writes more than {MOST} bytes, which no agent does");
+    }
+    Ok(bytes)
 }
 
 fn complain(node: &str, stderr: &[u8]) {
-    for line in String::from_utf8_lossy(stderr).lines() {
-        eprintln!("{}: {}", plain(node), plain(line));
+    for line in String::from_utf8_lossy(stderr).lines().take(COMPLAINTS) {
+        eprintln!("{}: {}", cut(node), cut(line));
     }
 }
 

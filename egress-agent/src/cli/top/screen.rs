@@ -138,6 +138,7 @@ impl Key {
     fn of(octets: &[u8]) -> Self {
         match octets {
             [.., b'q' | b'Q'] => Self::Quit,
+            [.., b'w' | b'W'] => Self::View(View::Workloads),
             [.., b'p' | b'P'] => Self::View(View::Pods),
             [.., b'd' | b'D'] if !octets.ends_with(b"\x1b[D") => Self::View(View::Destinations),
             [.., b'r' | b'R'] => Self::View(View::Reasons),
@@ -236,6 +237,7 @@ mod tests {
         assert_eq!(Key::of(b"\x1b[B"), Key::Down);
         assert_eq!(Key::of(b"\x1b[D"), Key::Other, "to the left");
         assert_eq!(Key::of(b"d"), Key::View(View::Destinations));
+        assert_eq!(Key::of(b"w"), Key::View(View::Workloads));
         assert_eq!(Key::of(b""), Key::Other);
         assert_eq!(Key::of(b"sr"), Key::View(View::Reasons), "the last");
     }
