@@ -36,7 +36,7 @@ use crate::{
         engine::{Engine, EngineError},
         events::{Denial, Events},
         loader::{self, Capacities, Options},
-        maps::Maps,
+        maps::{Maps, Refused},
         object,
     },
     observe::{self as protocol, Mask, Observation},
@@ -49,7 +49,7 @@ use crate::{
         flow::Flow,
         governance::Profile,
         index::{Change, InForce, Index, ParsePolicy},
-        model::{Policy, PolicyId, PolicyKind},
+        model::{Policy, PolicyId, PolicyKind, RuleName},
         reference,
     },
     ranges::files::Files,
@@ -68,6 +68,7 @@ use self::{
     kept::Keeper,
     observe::Hub,
     summary::Publisher,
+    uses::Uses,
 };
 
 mod binding;
@@ -79,6 +80,7 @@ mod ranges;
 mod report;
 pub mod status;
 pub mod summary;
+mod uses;
 
 /// What policies are judged by here: nothing that is laid down for writing them.
 static RULES: LazyLock<Rules> = LazyLock::new(Rules::default);
@@ -235,6 +237,7 @@ struct Node {
     tells_allowed: bool,
     /// Where this node's workloads sent to.
     flows: Flows,
+    uses: Uses,
     /// Records in the ring that were none of ours.
     events_dropped: u64,
     /// Whether all manifests could be read.
@@ -656,6 +659,7 @@ impl Node {
             events,
             tells_allowed: false,
             flows: Flows::default(),
+            uses: Uses::default(),
             events_dropped: 0,
             complete: false,
             broken: BTreeSet::new(),
@@ -1241,6 +1245,10 @@ impl Node {
             }
             Err(failure) => self.failed(&failure),
         }
+        self.uses.keep(self.engine.take_given_up());
+        if let Err(failure) = self.follow_uses() {
+            error!(error = %failure, "what destinations came to cannot be told from what others of their names did");
+        }
         self.kept = kept;
         say(remarks, &mut self.remarked, |line| warn!("{line}"));
         say(wrong, &mut self.wrong, |line| error!("{line}"));
@@ -1407,14 +1415,33 @@ impl Node {
     /// Returns where the workloads of these namespaces sent to, and how often their policies' destinations were used.
     fn seen(&self, namespaces: &BTreeSet<String>) -> anyhow::Result<Vec<protocol::Message>> {
         let mut seen = self.flows.told(namespaces, self.index.cluster(), self.index.ranges());
-        for (slot, rule) in self.engine.state().allocator().rules() {
+        let wanted = |rule: &RuleName| {
             let policy = &rule.policy;
-            let wanted = namespaces.is_empty() || namespaces.contains(&policy.id.namespace);
-            if wanted && policy.kind == PolicyKind::ConfigMap {
-                seen.extend(flows::use_of(rule, self.engine.maps().rule_counter(slot)?.packets));
+            let named = namespaces.is_empty() || namespaces.contains(&policy.id.namespace);
+            named && policy.kind == PolicyKind::ConfigMap
+        };
+        let allocator = self.engine.state().allocator();
+        for (slot, rule) in allocator.rules().filter(|(_, rule)| wanted(rule)) {
+            let counted = self.engine.maps().rule_counter(slot)?.packets;
+            seen.extend(flows::use_of(rule, self.uses.of(rule, counted)));
+        }
+        // Of destinations that no pod needs now.
+        for (rule, packets) in self.uses.before().filter(|(rule, _)| wanted(rule)) {
+            if allocator.slot_of(&rule).is_none() {
+                seen.extend(flows::use_of(&rule, packets));
             }
         }
         Ok(seen)
+    }
+
+    /// Takes note of destinations that have become others.
+    fn follow_uses(&mut self) -> Result<(), Refused> {
+        let Self { uses, engine, index, .. } = self;
+        let counted = |rule: &RuleName| match engine.state().allocator().slot_of(rule) {
+            Some(slot) => engine.maps().rule_counter(slot).map(|counter| Some(counter.packets)),
+            None => Ok(None),
+        };
+        uses.follow(&index.cluster().policies, counted)
     }
 
     /// Returns this node's counters: of each governed pod, of the pods nobody knows, and of each destination.

@@ -171,3 +171,51 @@ fn allowed_flows_are_learnt_on_request() {
     assert_eq!(names(&value), ["192.0.2.10-tcp-443"], "narrower than what is there: {value:#}");
     assert!(agent.lines().is_empty(), "{:?}", agent.lines());
 }
+
+fn removable(value: &Value) -> Vec<&str> {
+    let list = value["removable"].as_array().into_iter().flatten();
+    list.filter_map(|entry| entry["destination"].as_str()).collect()
+}
+
+/// What a destination came to is neither lost with the pods that needed it, nor another's who has its slot or its name.
+#[test]
+fn what_was_used_is_told_from_what_was_not_over_changes() {
+    let node = Node::new(Driver::Cgroupfs, Qos::Burstable);
+    let policy = |good: &str| {
+        let text = format!(
+            r#"{{"defaultAction": "deny", "mode": "audit", "podSelector": {{"matchLabels": {{"app": "web"}}}},
+            "allowedDestinations": [{{"name": "good", "cidr": "{good}"}}, {{"name": "idle", "cidr": "10.99.0.0/16"}}]}}"#
+        );
+        node.write("policy.yaml", &config_map("policy", &text));
+    };
+    policy("192.0.2.0/24");
+    let other = r#"{"defaultAction": "deny", "mode": "audit", "podSelector": {"matchLabels": {"app": "other"}},
+        "allowedDestinations": [{"name": "first", "cidr": "10.98.0.0/16"}, {"name": "second", "cidr": "10.97.0.0/16"},
+        {"name": "third", "cidr": "10.96.0.0/16"}, {"name": "fourth", "cidr": "10.95.0.0/16"}]}"#;
+    node.write("other.yaml", &config_map("other", other));
+    let agent = node.run(&[]);
+    let runtime = agent.runtime.to_str().expect("the lab's paths are text");
+    let manifests = node.manifests.to_str().expect("the lab's paths are text");
+    let from = ["--runtime-dir", runtime, "--manifests", manifests];
+    for server in [GOOD, BAD] {
+        assert_eq!(node.pod.connect(at(server)).outcome, Outcome::Ok);
+    }
+    let value = wait_recommended(&node, &from, |value| removable(value) == ["idle"]);
+    assert_eq!(names(&value), ["good", "198.51.100.7-tcp-443"], "{value:#}");
+    // The pod is another workload's: nobody needs what the first policy allows, and its slots go to the second one's destinations.
+    let pod =
+        |app: &str| node.write("pod.yaml", &pod_manifest(UID).replace("app: web", &format!("app: {app}")));
+    pod("other");
+    let unused = ["first", "fourth", "second", "third"];
+    wait_recommended(&node, &from, |value| removable(value) == unused);
+    // And back: what was used is still that, though its counter has begun anew.
+    pod("web");
+    let value = wait_recommended(&node, &from, |value| removable(value) == ["idle"]);
+    assert_eq!(names(&value)[0], "good", "{value:#}");
+    // Another place under the same name was never used, until it is.
+    policy("203.0.113.0/24");
+    wait_recommended(&node, &from, |value| removable(value) == ["good", "idle"]);
+    node.out.serve_tcp(at("203.0.113.9:443"));
+    assert_eq!(node.pod.connect(at("203.0.113.9:443")).outcome, Outcome::Ok);
+    wait_recommended(&node, &from, |value| removable(value) == ["idle"]);
+}

@@ -56,6 +56,17 @@ pub struct Engine {
     unsettled: Option<BTreeSet<u32>>,
     /// The kernel refused a step and `state` no longer says what the maps hold.
     stale: bool,
+    /// What was given up and nobody has taken note of yet.
+    given_up: Vec<GivenUp>,
+}
+
+/// What a rule came to whose slot was given up, because no pod needs it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// The rule, by its [`entries::identity`].
+    pub identity: u64,
+    /// The packets it decided about, more than none.
+    pub packets: u64,
 }
 
 /// What came of bringing the kernel up to date.
@@ -86,7 +97,7 @@ impl Engine {
         datapath.set(setting::STRICT, u64::from(strict))?;
         datapath.set(setting::CONNECT_HOOKS, u64::from(connect_hooks))?;
         let state = read_state(&maps)?;
-        let mut engine = Self { datapath, maps, state, unsettled: None, stale: false };
+        let mut engine = Self { datapath, maps, state, unsettled: None, stale: false, given_up: Vec::new() };
         engine.end_released_slots()?;
         if engine.can_tell_allowed()? {
             // An agent that was killed may have left it on.
@@ -178,6 +189,11 @@ impl Engine {
         Ok(applied)
     }
 
+    /// Returns the rules whose slots were given up since this was asked last, and what they came to.
+    pub fn take_given_up(&mut self) -> Vec<GivenUp> {
+        std::mem::take(&mut self.given_up)
+    }
+
     /// Gives every slot no pod has a new revision. An agent that died between taking a pod out and ending its slot leaves verdicts
     /// in sockets that would otherwise hold until the slot is used again.
     fn end_released_slots(&mut self) -> Result<(), Refused> {
@@ -247,7 +263,7 @@ impl Engine {
                 }
                 self.maps.unbind(*cgroup)?;
             }
-            Step::RetireSet { exact, prefixes, .. } => {
+            Step::RetireSet { exact, prefixes, slots, .. } => {
                 if let Some(flipped) = flipped.take() {
                     flipped();
                 }
@@ -257,6 +273,13 @@ impl Engine {
                 }
                 for (bits, key) in prefixes {
                     self.maps.remove_prefix(*bits, *key)?;
+                }
+                // No packet counts there any more, and none of another rule yet.
+                for (slot, identity) in slots {
+                    let packets = self.maps.rule_counter(*slot)?.packets;
+                    if packets > 0 {
+                        self.given_up.push(GivenUp { identity: *identity, packets });
+                    }
                 }
             }
         }

@@ -92,6 +92,9 @@ pub enum Step {
         exact: Vec<AddressKey>,
         /// Its prefix lengths in bits and keys in the LPM map.
         prefixes: Vec<(u32, AddressKey)>,
+        /// The rule slots that no set needs any more, with the identity of their rule. Their counters say what it came to until they
+        /// go to another.
+        slots: Vec<(u32, u64)>,
     },
 }
 
@@ -361,8 +364,8 @@ impl State {
                     )
                 }
             };
-            self.allocator.release(id);
-            steps.push(Step::RetireSet { id, exact, prefixes });
+            let slots = self.allocator.release(id);
+            steps.push(Step::RetireSet { id, exact, prefixes, slots });
         }
         !unused.is_empty()
     }

@@ -493,11 +493,12 @@ impl Allocator {
         true
     }
 
-    /// Takes back everything a set has.
+    /// Takes back everything a set has. Returns the rule slots that are free now, with the [`identity`] of the rule where it is known.
     ///
     /// # Panics
     /// When there is no such set.
-    pub fn release(&mut self, id: u32) {
+    pub fn release(&mut self, id: u32) -> Vec<(u32, u64)> {
+        let mut freed = Vec::new();
         let taken = self.sets.remove(&id).expect("only sets that are there are released");
         self.blocks.put(taken.block);
         self.exact -= taken.exact;
@@ -507,6 +508,7 @@ impl Allocator {
             holder.uses -= 1;
             if holder.uses == 0 {
                 if let Some(Holder { name: Some(name), .. }) = self.holders.remove(&slot) {
+                    freed.push((slot, identity(&name)));
                     self.by_name.remove(&name);
                 } else {
                     self.unnamed.retain(|_, unnamed| *unnamed != slot);
@@ -514,6 +516,7 @@ impl Allocator {
                 self.slots.give_back(slot);
             }
         }
+        freed
     }
 
     /// Returns the slot of a rule that some set uses.

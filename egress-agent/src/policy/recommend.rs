@@ -21,8 +21,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     cluster::{Cluster, Labels, NsName},
-    model::Unresolved,
-    ranges::{Ranges, Width},
+    model::{PortMatch, PortSpec, Unresolved},
+    ranges::{CUSTOM, Ranges, Width, custom::Service},
     selector::METADATA_NAME,
 };
 
@@ -186,9 +186,21 @@ pub fn names(
         })
         .map(|(address, _)| *address)
         .collect();
-    for (address, name) in clouds(ranges, &unnamed) {
-        for (protocol, port) in &asked[&address] {
-            found.entry((address, *protocol, *port)).or_insert_with(|| name.clone());
+    let published = clouds(ranges, &unnamed);
+    let own = own_services(ranges, &unnamed);
+    for address in &unnamed {
+        for (protocol, port) in asked[address].iter().copied() {
+            // A service that the platform team defines, unless a provider's is narrower.
+            let fits = |service: &&(Width, &Service)| admits(service.1, protocol, port);
+            let own = own.get(address).into_iter().flatten().find(fits).map(|(width, service)| {
+                let (provider, service) = (CUSTOM.to_owned(), service.name.clone());
+                (*width, Name::Cloud { provider, service, region: None })
+            });
+            let published = published.get(address).cloned();
+            let narrowest = [own, published].into_iter().flatten().min_by_key(|(width, _)| width.addresses);
+            if let Some((_, name)) = narrowest {
+                found.entry((*address, protocol, port)).or_insert(name);
+            }
         }
     }
     found
@@ -201,8 +213,45 @@ fn of_service(id: &NsName) -> Name {
     Name::Service { namespace: id.namespace.clone(), name: id.name.clone() }
 }
 
+/// A prefix of fewer bits than this is no service, whoever defines one with it.
+const WIDEST: (u8, u8) = (8, 16);
+
+/// Returns the defined services that each of these addresses is in, the narrowest first.
+fn own_services<'a>(
+    ranges: &'a Ranges,
+    addresses: &BTreeSet<IpAddr>,
+) -> BTreeMap<IpAddr, Vec<(Width, &'a Service)>> {
+    let mut found: BTreeMap<IpAddr, Vec<(Width, &Service)>> = BTreeMap::new();
+    for service in ranges.custom().services() {
+        let wide = |net: &IpNet| net.prefix_len() < if net.addr().is_ipv4() { WIDEST.0 } else { WIDEST.1 };
+        if service.cidrs.iter().any(wide) {
+            continue;
+        }
+        for net in service.cidrs.iter() {
+            for address in addresses.range(net.network()..=net.broadcast()) {
+                found.entry(*address).or_default().push((Width::of(&service.cidrs), service));
+            }
+        }
+    }
+    for services in found.values_mut() {
+        services.sort_by_key(|(width, service)| (width.addresses, &service.name));
+    }
+    found
+}
+
+/// Returns whether a defined service is about this protocol and port.
+fn admits(service: &Service, protocol: u8, port: u16) -> bool {
+    let fits = |spec: &PortSpec| match &spec.port {
+        _ if spec.protocol.number() != protocol => false,
+        PortMatch::Any => true,
+        PortMatch::Range(first, last) => (*first..=*last).contains(&port),
+        PortMatch::Name(_) => false,
+    };
+    service.ports.is_empty() || service.ports.iter().any(fits)
+}
+
 /// Returns the narrowest service of a provider that publishes each of these addresses.
-fn clouds(ranges: &Ranges, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Name> {
+fn clouds(ranges: &Ranges, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, (Width, Name)> {
     type Candidate<'a> = (&'a str, &'a str, &'a str);
     let mut candidates: BTreeMap<IpAddr, BTreeSet<Candidate<'_>>> = BTreeMap::new();
     for (provider, table) in ranges.providers() {
@@ -241,7 +290,7 @@ fn clouds(ranges: &Ranges, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Nam
                 best = Some((*width, name));
             }
         }
-        found.extend(best.map(|(_, name)| (address, name)));
+        found.extend(best.map(|best| (address, best)));
     }
     found
 }

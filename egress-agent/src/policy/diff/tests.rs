@@ -95,7 +95,7 @@ fn a_new_version_is_written_before_the_flip_and_the_old_one_goes_last() {
     let revision = |plan: &Plan| plan.next.endpoints[&10].expect("governed").revision;
     assert!(revision(&second) > revision(&first));
     assert_ne!(revision(&second) & 1, revision(&first) & 1, "the record nobody reads is the one written");
-    let Step::RetireSet { id, exact, prefixes } = &second.steps[2] else { panic!("a set is retired") };
+    let Step::RetireSet { id, exact, prefixes, .. } = &second.steps[2] else { panic!("a set is retired") };
     assert_eq!((*id, exact.len(), prefixes.len()), (1, 3, 1));
 }
 

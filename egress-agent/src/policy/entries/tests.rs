@@ -97,7 +97,7 @@ proptest! {
             }
             check(&allocator);
         }
-        live.into_iter().for_each(|(id, _)| allocator.release(id));
+        live.into_iter().for_each(|(id, _)| drop(allocator.release(id)));
         check(&allocator);
         prop_assert!(allocator.usage().iter().all(|usage| usage.used == 0));
     }
@@ -110,7 +110,11 @@ fn a_rule_keeps_its_slot_while_any_set_uses_it() {
     assert_eq!(first.fresh_slots, [1, 2, 3]);
     let second = allocator.allocate(&sample(4, 3)).expect("fits");
     assert_eq!(second.fresh_slots, [4], "two of the rules have slots");
-    allocator.release(first.id);
+    assert_eq!(
+        allocator.release(first.id).iter().map(|(slot, _)| *slot).collect::<Vec<_>>(),
+        [1],
+        "the others are in use"
+    );
     assert_eq!(allocator.slot_of(&sample(4, 1).rules[0]), Some(2));
     assert_eq!(allocator.slot_of(&sample(3, 1).rules[0]), None);
     assert_eq!(allocator.allocate(&sample(9, 1)).expect("fits").fresh_slots, [1], "the lowest free one");

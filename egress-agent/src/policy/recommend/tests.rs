@@ -10,7 +10,10 @@ use crate::policy::{
     flow::Flow,
     generate::scenario,
     model::{LabelSelector, Protocol},
-    ranges::table::{Builder, Row},
+    ranges::{
+        custom::Custom,
+        table::{Builder, Row},
+    },
     reference::reference,
 };
 
@@ -158,6 +161,67 @@ fn what_the_cluster_knows_is_called_by_its_name() {
         found, wanted,
         "a port the Service does not have, ICMP, no lasting label, the host's network: no name"
     );
+}
+
+#[test]
+fn a_service_that_the_platform_team_defines_is_recognised_for_its_ports() {
+    let text = r#"{"services": {
+        "partners": {"cidrs": ["198.51.100.0/24"]},
+        "cards": {"cidrs": ["198.51.100.0/28", "2001:db8:1::/48"], "ports": [{"port": 443, "protocol": "TCP"}]},
+        "wide": {"cidrs": ["128.0.0.0/1", "2000::/12"]}}}"#;
+    let mut ranges = Ranges::default();
+    ranges.set_custom(Custom::parse(&[("own.json", text)]).unwrap_or_else(|faults| panic!("{faults:?}")));
+    let at = |ranges: &Ranges, text: &str, protocol, port| {
+        let key = (address(text), protocol, port);
+        let found = names(&Cluster::default(), ranges, &BTreeSet::from([key]));
+        found.get(&key).map(|name| match name {
+            Name::Cloud { provider, service, region: None } => format!("{provider} {service}"),
+            Name::Cloud { provider, service, .. } => format!("{provider} {service} somewhere"),
+            other => panic!("{other:?} is no cloud"),
+        })
+    };
+    for (to, protocol, port, wanted) in [
+        ("198.51.100.1", TCP, 443, Some("custom cards")),
+        ("198.51.100.1", TCP, 80, Some("custom partners")),
+        ("198.51.100.1", UDP, 443, Some("custom partners")),
+        ("198.51.100.200", UDP, 53, Some("custom partners")),
+        ("2001:db8:1::5", TCP, 443, Some("custom cards")),
+        ("2001:db8:1::5", TCP, 444, None),
+        // What is as wide as that names nothing.
+        ("203.0.113.1", TCP, 443, None),
+        ("2001:db8:2::1", TCP, 443, None),
+    ] {
+        assert_eq!(at(&ranges, to, protocol, port).as_deref(), wanted, "{to} {protocol} {port}");
+    }
+    let name = Name::Cloud { provider: "custom".to_owned(), service: "cards".to_owned(), region: None };
+    let proposal = Proposal {
+        destinations: propose(
+            &[Seen { name: Some(name), ..seen("198.51.100.1", TCP, 443) }],
+            Limits::default(),
+            &BTreeSet::new(),
+        ),
+        ..Proposal::default()
+    };
+    let document = filled(&proposal);
+    let parsed = document::parse(&NsName::new("shop", "p"), &document);
+    assert!(
+        parsed.policy.is_some() && document.contains(r#""service":"cards""#),
+        "{document}: {:?}",
+        parsed.findings
+    );
+    // Of a provider's and one's own, the narrower.
+    let mut builder = Builder::new();
+    let row = |cidr| Row {
+        service: "S3",
+        region: "us-east-1",
+        network_border_group: "us-east-1",
+        wider: "",
+        cidr: net(cidr),
+    };
+    builder.push(row("198.51.100.0/30")).expect("it fits");
+    ranges.set_provider("aws", Arc::new(builder.finish(None)));
+    assert_eq!(at(&ranges, "198.51.100.1", TCP, 443).as_deref(), Some("aws S3 somewhere"));
+    assert_eq!(at(&ranges, "198.51.100.9", TCP, 443).as_deref(), Some("custom cards"));
 }
 
 #[test]
