@@ -377,6 +377,23 @@ fn a_node_that_is_not_heard_again_is_tried_at_a_bounded_rate_and_told_once() {
     assert!(code == 2 && error.contains("node-a: error: forbidden"), "{error}");
 }
 
+/// All agents may go at once and come again, as where somebody makes them anew.
+#[test]
+fn a_cluster_without_agents_is_waited_for() {
+    let script = Script::new();
+    script.agents("agent-1   node-a   2026-11-22T03:00:00Z   <none>\n");
+    script.exec(r#"case "$*" in *agent-1*) now one; stay pid-1 ;; *agent-2*) now two; stay pid-2 ;; esac"#);
+    let running = Running::start(script.command(&["observe", "--follow", "--look-every", "1"]));
+    Running::wait(&running.out, "shop/one");
+    let pid = wait_for(&script.path("pid-1"));
+    script.agents("");
+    signal("-KILL", &pid);
+    Running::wait(&running.errors, "node-a: no agent was there for 4s");
+    script.agents("agent-2   node-b   2026-11-22T03:00:01Z   <none>\n");
+    Running::wait(&running.out, "shop/two");
+    assert_eq!(running.end(), Some(0), "all are heard that are there");
+}
+
 /// Whatever comes from one node, the others are shown, the node is named, and all of it takes bounded room and time.
 #[test]
 fn a_node_that_says_anything_else_harms_no_other() {

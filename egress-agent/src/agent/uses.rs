@@ -24,8 +24,8 @@ pub(super) struct Uses {
     before: HashMap<u64, u64>,
     /// What a counter shows that another destination of the same name has counted.
     others: HashMap<u64, u64>,
-    /// The policies these are of. Those that are the same as before are the same object.
-    policies: BTreeMap<PolicyId, Arc<Policy>>,
+    /// The policies these are of, in order of their names. Those that are the same as before are the same object.
+    policies: Vec<Arc<Policy>>,
 }
 
 impl Uses {
@@ -49,38 +49,28 @@ impl Uses {
         policies: &BTreeMap<PolicyId, Arc<Policy>>,
         counted: impl Fn(&RuleName) -> Result<Option<u64>, E>,
     ) -> Result<(), E> {
-        let gone: Vec<PolicyId> =
-            self.policies.keys().filter(|id| !policies.contains_key(*id)).cloned().collect();
-        for id in gone {
-            if let Some(known) = self.policies.remove(&id) {
-                for (name, _) in destinations(&known) {
-                    self.forget(&name);
-                }
-            }
+        let is_known = |(known, policy): (&Arc<Policy>, &Arc<Policy>)| Arc::ptr_eq(known, policy);
+        if self.policies.len() == policies.len() && self.policies.iter().zip(policies.values()).all(is_known)
+        {
+            return Ok(());
         }
-        for (id, policy) in policies.iter().filter(|(id, _)| id.kind == PolicyKind::ConfigMap) {
-            let known = match self.policies.get(id) {
-                Some(known) if Arc::ptr_eq(known, policy) => continue,
-                known => known.cloned(),
-            };
-            if let Some(known) = known {
-                let now: HashMap<&str, &Rule> =
-                    policy.rules.iter().map(|rule| (rule.name.as_str(), rule)).collect();
-                for (name, rule) in destinations(&known) {
-                    match now.get(rule.name.as_str()) {
-                        Some(now) if is_same(rule, now) => {}
-                        Some(_) => {
-                            self.forget(&name);
-                            if let Some(packets) = counted(&name)?.filter(|packets| *packets > 0) {
-                                self.others.insert(identity(&name), packets);
-                            }
+        for (known, now) in changed(&self.policies, policies) {
+            let now = now.iter().flat_map(|policy| &policy.rules);
+            let now: HashMap<&str, &Rule> = now.map(|rule| (rule.name.as_str(), rule)).collect();
+            for (name, rule) in destinations(&known) {
+                match now.get(rule.name.as_str()) {
+                    Some(now) if is_same(rule, now) => {}
+                    Some(_) => {
+                        self.forget(&name);
+                        if let Some(packets) = counted(&name)?.filter(|packets| *packets > 0) {
+                            self.others.insert(identity(&name), packets);
                         }
-                        None => self.forget(&name),
                     }
+                    None => self.forget(&name),
                 }
             }
-            self.policies.insert(id.clone(), Arc::clone(policy));
         }
+        self.policies = policies.values().cloned().collect();
         Ok(())
     }
 
@@ -100,10 +90,28 @@ impl Uses {
 
     /// Returns the destinations that decided before, and how often. They may have counters again.
     pub(super) fn before(&self) -> impl Iterator<Item = (RuleName, u64)> {
-        let all = self.policies.values().flat_map(|policy| destinations(policy));
+        let all = self.policies.iter().flat_map(|policy| destinations(policy));
         all.filter_map(|(name, _)| Some((self.before.get(&identity(&name)).copied()?, name)))
             .map(|(packets, name)| (name, packets))
     }
+}
+
+/// A policy that there was, and what it is now, if there is one of the name.
+type Changed = (Arc<Policy>, Option<Arc<Policy>>);
+
+/// Returns the ConfigMaps' policies of `before` that are no longer what they were. Both are in order of their names.
+fn changed(before: &[Arc<Policy>], now: &BTreeMap<PolicyId, Arc<Policy>>) -> Vec<Changed> {
+    let mut changed = Vec::new();
+    let mut now = now.iter().peekable();
+    for known in before {
+        while now.next_if(|(id, _)| **id < known.id).is_some() {}
+        let same = now.next_if(|(id, _)| **id == known.id).map(|(_, policy)| policy);
+        let stays = same.is_some_and(|policy| Arc::ptr_eq(known, policy));
+        if !stays && known.id.kind == PolicyKind::ConfigMap {
+            changed.push((Arc::clone(known), same.cloned()));
+        }
+    }
+    changed
 }
 
 /// Returns the destinations of a policy with their names.
@@ -165,6 +173,23 @@ mod tests {
         assert_eq!((uses.of(&a, 2), uses.of(&a, 3), uses.of(&b, 3)), (0, 1, 3));
         uses.keep([GivenUp { identity: identity(&a), packets: 5 }]);
         assert_eq!(uses.of(&a, 0), 3, "less what was the former's");
+        // Others that come and go, before and after it, change nothing.
+        let named = |name: &str| {
+            let parsed = document::parse(
+                &NsName::new("shop", name),
+                r#"{"defaultAction": "deny", "allowedDestinations": []}"#,
+            );
+            Arc::new(parsed.policy.unwrap_or_else(|| panic!("{:?}", parsed.findings)))
+        };
+        let own = Arc::clone(&uses.policies[0]);
+        for others in [&["o", "q"][..], &["q"], &["n", "o", "r"], &[]] {
+            let mut all: BTreeMap<PolicyId, Arc<Policy>> =
+                others.iter().map(|name| named(name)).map(|policy| (policy.id.clone(), policy)).collect();
+            all.insert(own.id.clone(), Arc::clone(&own));
+            uses.follow(&all, |_| Err("nothing is asked"))
+                .unwrap_or_else(|error| panic!("{others:?}: {error}"));
+            assert_eq!((uses.of(&a, 0), uses.policies.len()), (3, others.len() + 1), "{others:?}");
+        }
         // Nothing is kept of what is gone.
         show(&mut uses, None, 0);
         assert!(uses.before.is_empty() && uses.others.is_empty() && uses.policies.is_empty());

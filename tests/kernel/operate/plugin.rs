@@ -1,7 +1,7 @@
 //! `kubectl egress` as people run it: the real kubectl, the real API server, and in the agents' pods the real agent.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -309,6 +309,9 @@ fn observe_follows_an_agent_to_its_successor() {
     cluster.agent("agent-2", "node-a", &agent.runtime);
     following.wait(|this| this.ports().contains(&445));
     following.wait_said("of the agent agent-2");
+    let out = following.read("out");
+    let different: BTreeSet<&str> = out.lines().collect();
+    assert_eq!(different.len(), out.lines().count(), "nothing is told twice: {out}");
     let ports = following.ports();
     let of = |port: u64| ports.iter().filter(|told| **told == port).count();
     assert_eq!((of(444), of(445)), (1, 1), "{ports:?}");

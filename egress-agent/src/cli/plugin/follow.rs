@@ -28,8 +28,8 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long it takes at most until a node that is not heard is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long a node is waited for that has no agent.
-const FORGOTTEN: Duration = Duration::from_secs(60);
+/// How many usual pauses between two looks a node is waited for that has no agent.
+const FORGOTTEN: u32 = 4;
 /// How many complaints of one command are told.
 const COMPLAINTS: usize = 10;
 
@@ -91,6 +91,8 @@ pub struct Agents<T> {
     next: VecDeque<Heard<T>>,
     /// Whether each command that has ended has done its work.
     well: bool,
+    /// Whether any was heard.
+    ever: bool,
 }
 
 /// A node, and the command that runs there or ran last.
@@ -100,9 +102,8 @@ struct Node {
     /// Began, or ended where none runs.
     since: Instant,
     task: Option<JoinHandle<()>>,
-    /// Whether this command was heard, and any before it.
+    /// Whether this command was heard.
     heard: bool,
-    ever: bool,
     later: bool,
     /// When it was heard last, while nothing runs that is heard.
     silent: Option<Instant>,
@@ -140,6 +141,7 @@ impl<T> Agents<T> {
             too_many: false,
             next: VecDeque::new(),
             well: true,
+            ever: false,
         };
         for agent in agents {
             all.begin(agent, false)?;
@@ -159,7 +161,7 @@ impl<T> Agents<T> {
 
     /// Returns whether all was heard that was to be.
     pub fn is_well(&self) -> bool {
-        self.well && (self.plan.follow.is_none() || self.silent().next().is_none())
+        self.well && (self.plan.follow.is_none() || !self.nodes.is_empty() && self.silent().next().is_none())
     }
 
     /// Waits for what is heard next; nothing when all have ended and nothing more can come.
@@ -169,7 +171,7 @@ impl<T> Agents<T> {
                 return Some(heard);
             }
             if self.nodes.values().all(|node| node.task.is_none())
-                && (self.plan.follow.is_none() || self.nodes.values().all(|node| !node.ever))
+                && (self.plan.follow.is_none() || !self.ever)
                 && self.said.is_empty()
             {
                 return None;
@@ -207,7 +209,6 @@ impl<T> Agents<T> {
             since,
             task,
             heard: false,
-            ever: false,
             later,
             silent: None,
             pause: PAUSE,
@@ -220,8 +221,7 @@ impl<T> Agents<T> {
             None => drop(self.nodes.insert(name, new)),
             Some(known) => {
                 let before = std::mem::replace(known, new);
-                (known.ever, known.silent, known.pause, known.told) =
-                    (before.ever, before.silent, before.pause, before.told);
+                (known.silent, known.pause, known.told) = (before.silent, before.pause, before.told);
             }
         }
         Ok(())
@@ -314,7 +314,7 @@ impl<T> Agents<T> {
     /// Takes note that a node's command does its work.
     fn was_heard(&mut self, name: &Arc<str>) {
         let Some(node) = self.nodes.get_mut(name).filter(|node| !node.heard) else { return };
-        (node.heard, node.ever, node.told) = (true, true, None);
+        (node.heard, node.told, self.ever) = (true, None, true);
         let (pod, node_name) = (cut(&node.pod), cut(name));
         if let Some(silent) = node.silent.take() {
             let seconds = silent.elapsed().as_secs().max(1);
@@ -391,11 +391,12 @@ impl<T> Agents<T> {
                 self.tell_trouble(format!("{error:#}"));
             }
         }
+        let forgotten = self.plan.follow.unwrap_or(PAUSE) * FORGOTTEN;
         let there = |name: &str| agents.iter().any(|agent| agent.node == name);
         let gone = |name: &str, node: &Node| {
             node.task.is_none()
                 && !there(name)
-                && node.silent.is_some_and(|silent| silent.elapsed() >= FORGOTTEN)
+                && node.silent.is_some_and(|silent| silent.elapsed() >= forgotten)
         };
         let gone: Vec<Arc<str>> = self
             .nodes
@@ -406,7 +407,7 @@ impl<T> Agents<T> {
         for name in gone {
             self.nodes.remove(&name);
             self.too_many = false;
-            let seconds = FORGOTTEN.as_secs();
+            let seconds = forgotten.as_secs();
             let notice = format!(
                 "{}: no agent was there for {seconds}s; it is asked again when there is one",
                 cut(&name)

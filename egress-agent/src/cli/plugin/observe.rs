@@ -30,6 +30,8 @@ use crate::{
 const WAITING: usize = 256;
 /// How long a line may be: nothing that an agent writes is as long.
 const LONGEST: usize = 64 * 1024;
+/// How much a node's clock may be behind ours before something new is taken for old.
+const SKEW: Duration = Duration::from_secs(60);
 /// How many events an agent is asked for that was not heard for a while: as many as it keeps unless told otherwise.
 const KEPT: usize = 512;
 
@@ -74,7 +76,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("watching for SIGHUP")?;
-    let began = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let began = jiff::Timestamp::now().checked_sub(SKEW).context("the clock of this machine is wrong")?;
+    let began = began.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
     let (namespaces, pods) = arguments.which.pods();
     let whose = Whose { namespaces: namespaces.to_vec(), pods: pods.to_vec() };
     let found = arguments.cluster.agents(&whose).await?;
@@ -137,7 +140,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// What was told of each node, so that an agent that is asked again says nothing twice.
 struct Told {
-    /// When this began. What is older is not asked for.
+    /// A little before this began. What is older is not asked for.
     began: String,
     nodes: BTreeMap<Arc<str>, VecDeque<u64>>,
 }
