@@ -80,9 +80,10 @@ fn the_agent_knows_every_flag_and_variable_it_is_given() {
         let name = flag.split('=').next().expect("split yields at least one part");
         assert!(help.split([' ', ',', '\n']).any(|word| word == name), "the agent has no flag {name}");
     }
-    // What CI reads has variables of its own.
-    let of_ci = deploy().join("ci");
-    for (path, text) in texts(&deploy()).into_iter().filter(|(path, _)| !path.starts_with(&of_ci)) {
+    // What CI and the image's build read has variables of its own.
+    let others = ["ci", "image"].map(|folder| deploy().join(folder));
+    let is_ours = |path: &Path| !others.iter().any(|folder| path.starts_with(folder));
+    for (path, text) in texts(&deploy()).into_iter().filter(|(path, _)| is_ours(path)) {
         // Comments count: they tell people what to set.
         let words = text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
         for variable in words.filter(|word| word.starts_with("EGRESS_")) {
