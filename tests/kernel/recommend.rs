@@ -202,9 +202,11 @@ fn what_was_used_is_told_from_what_was_not_over_changes() {
     }
     let value = wait_recommended(&node, &from, |value| removable(value) == ["idle"]);
     assert_eq!(names(&value), ["good", "198.51.100.7-tcp-443"], "{value:#}");
-    // The pod is another workload's: nobody needs what the first policy allows, and its slots go to the second one's destinations.
+    // The pod is nobody's, so no slot is needed; then another workload's, and the second policy's destinations have the slots.
     let pod =
         |app: &str| node.write("pod.yaml", &pod_manifest(UID).replace("app: web", &format!("app: {app}")));
+    pod("nobody");
+    wait_recommended(&node, &from, |value| removable(value).is_empty());
     pod("other");
     let unused = ["first", "fourth", "second", "third"];
     wait_recommended(&node, &from, |value| removable(value) == unused);
