@@ -35,18 +35,22 @@ pub fn give_back() {
     unsafe {
         libc::malloc_trim(0);
     }
-    if let Some((start, length)) = code() {
-        // SAFETY: these are whole pages of the segment that the program runs from. It is mapped from the file, readable and executable, and
-        // the program itself has not written to it: there are no relocations in it. So each page is read again as it was when it is next touched, by this
-        // thread or another. If the kernel refuses, the pages stay.
+    for (start, length) in unwritten().into_iter().flatten() {
+        // SAFETY: these are whole pages of a segment that the program runs from or reads constants from. It is mapped from the file without the
+        // right to write, and nothing has written to it: there are no relocations in it. So each page is read again as it was when it is next
+        // touched, by this thread or another. If the kernel refuses, the pages stay.
         unsafe {
             libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
         }
     }
 }
 
-/// Returns where the whole pages of the program's code begin, and how many bytes they are; nothing if there are none.
-fn code() -> Option<(usize, usize)> {
+/// How many segments of the program are looked at; linkers make two or three.
+const SEGMENTS: usize = 4;
+
+/// Returns where the whole pages of those segments of the program begin that it never writes to (its code, its constants), and how many bytes
+/// each has.
+fn unwritten() -> [Option<(usize, usize)>; SEGMENTS] {
     /// What one object's headers say. It stops at the first object, which is the program.
     unsafe extern "C" fn first(
         object: *mut libc::dl_phdr_info,
@@ -58,44 +62,63 @@ fn code() -> Option<(usize, usize)> {
             let object = &*object;
             (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
         };
-        // SAFETY: it is the place that `code` has passed, which outlives the call and is used by nobody else.
-        let found = unsafe { &mut *found.cast::<Option<(u64, u64)>>() };
-        *found = headers
+        // SAFETY: it is the place that `unwritten` has passed, which outlives the call and is used by nobody else.
+        let found = unsafe { &mut *found.cast::<[Option<(u64, u64)>; SEGMENTS]>() };
+        let fits = headers
             .iter()
-            .find(|header| {
-                header.p_type == libc::PT_LOAD && header.p_flags & (libc::PF_X | libc::PF_W) == libc::PF_X
-            })
-            .map(|header| (base + header.p_vaddr, header.p_memsz));
+            .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0);
+        for (place, header) in found.iter_mut().zip(fits) {
+            *place = Some((base + header.p_vaddr, header.p_filesz));
+        }
         1
     }
-    let mut found: Option<(u64, u64)> = None;
+    let mut found: [Option<(u64, u64)>; SEGMENTS] = [None; SEGMENTS];
     // SAFETY: the function has the type that is asked for, and does not unwind.
     unsafe {
         libc::dl_iterate_phdr(Some(first), (&raw mut found).cast());
     }
-    let (start, length) = found?;
     let page = rustix::param::page_size() as u64;
-    let end = (start + length) / page * page;
-    let start = start.next_multiple_of(page);
-    Some((usize::try_from(start).ok()?, usize::try_from(end.checked_sub(start)?).ok()?))
+    found.map(|segment| {
+        let (start, length) = segment?;
+        let end = (start + length) / page * page;
+        let start = start.next_multiple_of(page);
+        Some((usize::try_from(start).ok()?, usize::try_from(end.checked_sub(start)?).ok()?))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Something that may be written to.
+    static WRITTEN: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(7);
+
     #[test]
-    fn the_code_is_where_functions_are() {
-        let (start, length) = code().expect("a program has code");
+    fn what_is_not_written_is_code_and_constants() {
+        let segments: Vec<(usize, usize)> = unwritten().into_iter().flatten().collect();
         let here = give_back as fn() as usize;
-        assert!((start..start + length).contains(&here), "{here:x} is in {length} bytes from {start:x}");
+        let constant = "a text that is nowhere else: heap".as_ptr() as usize;
+        for place in [here, constant] {
+            let holds = |(start, length): &(usize, usize)| (*start..start + length).contains(&place);
+            assert!(segments.iter().any(holds), "{place:x} is in none of {segments:x?}");
+        }
+        let mut changes = Box::new(0);
+        *changes += 1;
         let page = rustix::param::page_size();
-        assert_eq!((start % page, length % page), (0, 0));
+        for (start, length) in segments {
+            assert_eq!((start % page, length % page), (0, 0));
+            assert!(!(start..start + length).contains(&(&raw const *changes as usize)));
+            assert!(!(start..start + length).contains(&(&raw const WRITTEN as usize)));
+        }
     }
 
     #[test]
     fn pages_are_given_back_and_come_back() {
-        let (start, length) = code().expect("a program has code");
+        let here = give_back as fn() as usize;
+        let mut segments = unwritten().into_iter().flatten();
+        let (start, length) = segments
+            .find(|(start, length)| (*start..start + length).contains(&here))
+            .expect("a program has code");
         let page = rustix::param::page_size();
         let resident = || {
             let text = std::fs::read_to_string("/proc/self/smaps").expect("there is a list of mappings");

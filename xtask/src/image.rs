@@ -76,7 +76,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let sources = Sources::of(workspace)?;
     let mut pack = pack(workspace);
     for architecture in &arguments.arch {
-        let program = program(workspace, *architecture, &object, &zig, &sources)?;
+        let program = program(workspace, *architecture, &object, &zig)?;
         pack.args(["--program", &format!("{}={}", architecture.name(), program.display())]);
     }
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -128,19 +128,17 @@ fn pack(workspace: &Workspace) -> Command {
 }
 
 /// Builds the static program of one architecture and returns its path.
-fn program(
-    workspace: &Workspace,
-    architecture: Architecture,
-    object: &Path,
-    zig: &Zig,
-    sources: &Sources,
-) -> Result<PathBuf> {
+fn program(workspace: &Workspace, architecture: Architecture, object: &Path, zig: &Zig) -> Result<PathBuf> {
     let target = architecture.target();
     let mut build = zig.cargo(workspace)?;
     build.args(["--release", "--locked", "--package", "egress-agent", "--bin", "egress-agent"]);
     build.args(["--target", target, "-Z", "build-std=std,panic_unwind"]);
     build.arg("--target-dir").arg(folder(workspace));
-    build.env("EGRESS_BPF_OBJECT", object).env("SOURCE_DATE_EPOCH", sources.time.to_string());
+    build.env("EGRESS_BPF_OBJECT", object);
+    if architecture == Architecture::Arm64 {
+        // The allocator works on kernels whose pages are not larger than this: 64 KiB, which arm64 may have.
+        build.env("JEMALLOC_SYS_WITH_LG_PAGE", "16");
+    }
     process::run(&mut build)?;
     Ok(folder(workspace).join(target).join("release").join("egress-agent"))
 }
