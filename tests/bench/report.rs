@@ -1,6 +1,6 @@
 //! The generated page.
 
-use std::{fmt::Write as _, fs, time::SystemTime};
+use std::{env, fmt::Write as _, fs, time::SystemTime};
 
 use anyhow::{Context, Result};
 
@@ -214,6 +214,10 @@ fn machine() -> Result<String> {
             ("memory", format!("{} GiB", kilobytes.div_ceil(1 << 20))),
             ("kernel", kernel.trim().to_owned()),
             ("BPF JIT (`net.core.bpf_jit_enable`)", jit.trim().to_owned()),
+            (
+                "the agent",
+                env::var("EGRESS_AGENT_LINKED").unwrap_or_else(|_| "not said how it is linked".to_owned()),
+            ),
             ("load average when written", load.split(' ').take(3).collect::<Vec<_>>().join(" ")),
             ("date", date()?),
         ]

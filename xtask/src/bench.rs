@@ -5,12 +5,14 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::workspace::Workspace;
-use crate::{build, process};
+use crate::{build, image, process};
 
 /// How long the measurement may take.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Where the benchmark finds the agent it starts.
 const AGENT: &str = "EGRESS_AGENT_BIN";
+/// What the page says of it.
+const LINKED: &str = "EGRESS_AGENT_LINKED";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -20,17 +22,24 @@ pub(crate) struct Arguments {
     /// Run this section only and print it (datapath, sockets, control, memory, webhook, agent, kube, large); may be repeated
     #[arg(long, value_name = "SECTION")]
     only: Vec<String>,
+    /// Measure the static program of the container image instead of one with this machine's C library
+    #[arg(long = "static")]
+    image: bool,
 }
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let object = build::object(workspace, false)?;
-    let agent = build::agent(workspace, &object, false)?;
+    let (agent, linked) = if arguments.image {
+        (image::program_of_this_machine(workspace, &object)?, "static, the program of the container image")
+    } else {
+        (build::agent(workspace, &object, false)?, "linked with this machine's C library")
+    };
     let mut build = workspace.cargo();
     build.args(["build", "--release", "--package", "egress-tests", "--bin", "bench"]);
     process::run(build.env("EGRESS_BPF_OBJECT", &object))?;
     let page = workspace.root.join("docs").join("benchmarks.md");
     let mut bench = std::process::Command::new(workspace.target.join("release").join("bench"));
-    bench.env(AGENT, &agent).current_dir(&workspace.root);
+    bench.env(AGENT, &agent).env(LINKED, linked).current_dir(&workspace.root);
     if arguments.quick {
         bench.arg("--quick");
     }

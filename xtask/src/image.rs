@@ -17,8 +17,12 @@ use crate::{build, process, python, toolchain};
 
 /// What links: cargo-zigbuild, which runs cargo with Zig as C compiler and linker, and Zig itself, which has the source of musl.
 const TOOLS: &str = "xtask/src/image.txt";
-/// What it goes by in the list of licences.
-const MUSL: &str = "musl 1.2.5";
+/// What Zig links in besides, each with its licence in Zig's folder.
+const LINKED: [(&str, &str); 3] = [
+    ("musl 1.2.5", "lib/libc/musl/COPYRIGHT"),
+    ("LLVM libunwind", "lib/libunwind/LICENSE.TXT"),
+    ("Zig compiler-rt", "LICENSE"),
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -83,7 +87,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     pack.arg("--root").arg(&workspace.root).arg("--out").arg(&out).args(["--name", &arguments.name]);
     pack.args(["--version", arguments.tag.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"))]);
     pack.args(["--revision", &sources.revision, "--created", &sources.time.to_string()]);
-    pack.args(["--notice", &format!("{MUSL}={}", zig.licence_of_musl()?.display())]);
+    let zig = zig.folder()?;
+    for (name, licence) in LINKED {
+        pack.args(["--notice", &format!("{name}={}", zig.join(licence).display())]);
+    }
     if let Some(source) = &arguments.source {
         pack.args(["--source", source]);
     }
@@ -96,16 +103,25 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     process::run(&mut pack)
 }
 
+/// Returns the architecture of this machine.
+fn here() -> Result<Architecture> {
+    match env::consts::ARCH {
+        "x86_64" => Ok(Architecture::Amd64),
+        "aarch64" => Ok(Architecture::Arm64),
+        other => bail!("no image is made for {other}"),
+    }
+}
+
+/// Builds the image's program for this machine and returns its path.
+pub(crate) fn program_of_this_machine(workspace: &Workspace, object: &Path) -> Result<PathBuf> {
+    program(workspace, here()?, object, &Zig::ensure(workspace)?)
+}
+
 /// Builds the image of this machine's architecture and returns its layout.
 pub(crate) fn for_tests(workspace: &Workspace) -> Result<PathBuf> {
-    let here = match env::consts::ARCH {
-        "x86_64" => Architecture::Amd64,
-        "aarch64" => Architecture::Arm64,
-        other => bail!("no image is made for {other}"),
-    };
     let out = folder(workspace).join("tested");
     let arguments = Arguments {
-        arch: vec![here],
+        arch: vec![here()?],
         name: "egress-agent".to_owned(),
         tag: None,
         source: None,
@@ -180,12 +196,12 @@ impl Zig {
         Ok(command)
     }
 
-    /// Returns where the licence of its C library is.
-    fn licence_of_musl(&self) -> Result<PathBuf> {
-        let packages = "import ziglang, os; print(os.path.dirname(ziglang.__file__))";
+    /// Returns the folder of Zig itself.
+    fn folder(&self) -> Result<PathBuf> {
+        let program = "import ziglang, os; print(os.path.dirname(ziglang.__file__))";
         let folder =
-            process::output(Command::new(self.environment.join("bin/python")).args(["-c", packages]))?;
-        Ok(Path::new(folder.trim()).join("lib/libc/musl/COPYRIGHT"))
+            process::output(Command::new(self.environment.join("bin/python")).args(["-c", program]))?;
+        Ok(PathBuf::from(folder.trim()))
     }
 }
 

@@ -17,7 +17,8 @@ const BEGINNINGS: [&str; 6] = ["licen", "copying", "copyright", "notice", "unlic
 pub(crate) fn text(linked: &[Crate], notices: &[(String, PathBuf)]) -> Result<String> {
     let mut carriers: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut list = String::new();
-    for part in linked.iter().skip(1) {
+    // What comes from no registry is our own, under the licence beside this text.
+    for part in linked.iter().filter(|part| part.checksum.is_some()) {
         let named = format!("{} {}", part.name, part.version);
         let texts = texts_of(part)?;
         list += &format!("{named}: {}", part.licence);
@@ -51,21 +52,39 @@ pub(crate) fn text(linked: &[Crate], notices: &[(String, PathBuf)]) -> Result<St
     Ok(page)
 }
 
-/// The texts in a crate's own folder.
+/// How deep in a crate a licence is looked for: C code that a crate brings has its own, in a folder of its own.
+const DEPTH: usize = 3;
+
+/// The texts in a crate's own folder, and in folders below it.
 fn texts_of(part: &Crate) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    let failed = || format!("cannot list {}", part.folder.display());
-    for entry in fs::read_dir(&part.folder).with_context(failed)? {
-        let entry = entry.with_context(failed)?;
-        let name = entry.file_name().to_string_lossy().to_lowercase();
-        if entry.path().is_file() && BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)) {
-            let bytes = crate::read(&entry.path())?;
-            found.push((name, tidy(&String::from_utf8_lossy(&bytes))));
+    let mut folders = vec![(part.folder.clone(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let failed = || format!("cannot list {}", folder.display());
+        for entry in fs::read_dir(&folder).with_context(failed)? {
+            let entry = entry.with_context(failed)?;
+            let kind = entry.file_type().with_context(failed)?;
+            let name = entry.file_name().to_string_lossy().to_lowercase();
+            if kind.is_dir() && depth < DEPTH {
+                folders.push((entry.path(), depth + 1));
+            } else if kind.is_file() && is_licence(&name) {
+                let bytes = crate::read(&entry.path())?;
+                found.push((entry.path(), tidy(&String::from_utf8_lossy(&bytes))));
+            }
         }
     }
     // In an order that no file system decides.
     found.sort();
     Ok(found.into_iter().map(|(_, text)| text).collect())
+}
+
+/// Returns whether a file of this name, in small letters, is a licence and not code about licences.
+fn is_licence(name: &str) -> bool {
+    let is_text = match name.rsplit_once('.') {
+        None => true,
+        Some((_, ending)) => !["rs", "py", "json", "toml", "html", "c", "h"].contains(&ending),
+    };
+    is_text && BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }
 
 /// The same text with other line ends is the same text.
@@ -88,7 +107,7 @@ mod tests {
             licence: "MIT".to_owned(),
             authors: vec!["A. Uthor".to_owned()],
             repository: "https://example.com/x".to_owned(),
-            checksum: None,
+            checksum: (name != "egress-agent").then(|| "ab".repeat(32)),
             folder: folder.to_owned(),
             uses: BTreeSet::new(),
         }
@@ -106,6 +125,9 @@ mod tests {
         fs::write(folders[2].join("license.md"), "one\ntext").expect("written");
         fs::write(folders[2].join("NOTICE"), "b notes").expect("written");
         fs::write(folders[2].join("lib.rs"), "no licence").expect("written");
+        fs::write(folders[2].join("license.rs"), "no licence").expect("written");
+        fs::create_dir(folders[2].join("c")).expect("made");
+        fs::write(folders[2].join("c").join("COPYING"), "of the C code").expect("written");
         let copyright = folder.path().join("COPYRIGHT");
         fs::write(&copyright, "of a C library").expect("written");
         let linked: Vec<Crate> = ["egress-agent", "a", "b", "c"]
@@ -116,11 +138,14 @@ mod tests {
         let page = text(&linked, &[("musl".to_owned(), copyright)]).expect("all can be read");
         assert_eq!(page.matches("one\ntext").count(), 1, "{page}");
         assert!(page.contains("a 1.0.0\nb 1.0.0\n====="), "{page}");
-        assert!(page.contains("b notes") && page.contains("of a C library"), "{page}");
+        assert!(
+            ["b notes", "of the C code", "of a C library"].iter().all(|text| page.contains(text)),
+            "{page}"
+        );
         assert!(
             page.contains("c 1.0.0: MIT; it carries no text of it; by A. Uthor, https://example.com/x"),
             "{page}"
         );
-        assert!(!page.contains("no licence\n"), "{page}");
+        assert!(!page.contains("no licence") && !page.contains("egress-agent 1.0.0"), "{page}");
     }
 }
