@@ -21,8 +21,8 @@ fn main() {
             fs::read(&path).unwrap_or_else(|e| panic!("{VARIABLE}: cannot read {}: {e}", path.display()))
         }
     };
-    // Relative relocations in a few kilobytes instead of half a megabyte that stays resident. The static binary of the image has its own
-    // linker, which packs them by another name.
+    // Relative relocations in a few kilobytes instead of half a megabyte that stays resident. The static binary of the image has another
+    // linker, which does not take the flag; their pages are given back at the start (heap.rs).
     if env::var_os("CARGO_CFG_TARGET_ENV").is_some_and(|env| env == "gnu") {
         println!("cargo:rustc-link-arg-bin=egress-agent=-Wl,-z,pack-relative-relocs");
     }

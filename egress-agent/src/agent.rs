@@ -1246,7 +1246,11 @@ impl Node {
             Err(failure) => self.failed(&failure),
         }
         self.uses.keep(self.engine.take_given_up());
-        if let Err(failure) = self.follow_uses() {
+        // Until all is in force, what counters show may still be what the policies before have decided.
+        if !self.stale
+            && !self.retry
+            && let Err(failure) = self.follow_uses()
+        {
             error!(error = %failure, "what destinations came to cannot be told from what others of their names did");
         }
         self.kept = kept;

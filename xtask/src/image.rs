@@ -185,7 +185,7 @@ impl Zig {
         let mut flags = vec!["-Clink-self-contained=no".to_owned(), "-Clink-arg=-pie".to_owned()];
         flags.extend(workspace.remapped()?);
         let mut command = Command::new(programs.join("cargo-zigbuild"));
-        workspace.without_flags(&mut command);
+        workspace.without_settings(&mut command);
         command
             .arg("zigbuild")
             .env("PATH", path)

@@ -20,6 +20,24 @@ const HARMFUL: [&str; 7] = [
     "RUSTFLAGS",
 ];
 
+/// How variables begin that change how C is compiled, profiles, or which allocator is linked.
+const SETTINGS: [&str; 14] = [
+    "AR",
+    "CARGO_PROFILE_",
+    "CARGO_TARGET_AARCH64_",
+    "CARGO_TARGET_X86_64_",
+    "CC",
+    "CFLAGS",
+    "CXX",
+    "HOST_C",
+    "JEMALLOC_",
+    "LDFLAGS",
+    "MALLOC_CONF",
+    "RUSTC_WRAPPER",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "TARGET_C",
+];
+
 /// The two directories every task needs.
 pub(crate) struct Workspace {
     /// The directory of the top `Cargo.toml`.
@@ -103,6 +121,16 @@ impl Workspace {
         command.current_dir(&self.root);
         for name in HARMFUL {
             command.env_remove(name);
+        }
+    }
+
+    /// Has a command that builds a release take nothing from the caller's environment that changes what is built.
+    pub(crate) fn without_settings(&self, command: &mut Command) {
+        self.without_flags(command);
+        for (name, _) in env::vars_os() {
+            if SETTINGS.iter().any(|setting| name.to_string_lossy().starts_with(setting)) {
+                command.env_remove(name);
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! counted until then is taken off.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -29,9 +29,20 @@ pub(super) struct Uses {
 }
 
 impl Uses {
-    /// Keeps what slots had counted that were given up.
+    /// Keeps what slots had counted that were given up, of the destinations there are: what is given up for another reason, such as a rule of
+    /// a namespace, or long after its policy has gone, is nobody's.
     pub(super) fn keep(&mut self, given_up: impl IntoIterator<Item = GivenUp>) {
-        for GivenUp { identity, packets } in given_up {
+        let mut given_up = given_up.into_iter().peekable();
+        if given_up.peek().is_none() {
+            return;
+        }
+        let known: HashSet<u64> = self
+            .policies
+            .iter()
+            .flat_map(|policy| destinations(policy))
+            .map(|(name, _)| identity(&name))
+            .collect();
+        for GivenUp { identity, packets } in given_up.filter(|slot| known.contains(&slot.identity)) {
             let own = packets.saturating_sub(self.others.remove(&identity).unwrap_or(0));
             if own > 0 {
                 let before = self.before.entry(identity).or_default();
@@ -193,5 +204,8 @@ mod tests {
         // Nothing is kept of what is gone.
         show(&mut uses, None, 0);
         assert!(uses.before.is_empty() && uses.others.is_empty() && uses.policies.is_empty());
+        // Slots that are given up later, and those of rules that are no destinations, are nobody's.
+        uses.keep([GivenUp { identity: identity(&a), packets: 5 }, GivenUp { identity: 1, packets: 5 }]);
+        assert!(uses.before.is_empty());
     }
 }

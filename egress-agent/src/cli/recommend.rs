@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How long a line of a file may be.
-const LONGEST_LINE: u64 = 1 << 20;
+pub(crate) const LONGEST_LINE: u64 = 1 << 20;
 /// How many flows are told apart here.
 const MOST_FLOWS: usize = 200_000;
 

@@ -52,7 +52,7 @@ const MOST_WRITES: usize = 100;
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Nodes that take no agent.
-const NO_AGENT: &str = "eks.amazonaws.com/compute-type!=fargate";
+const NO_AGENT: &str = "eks.amazonaws.com/compute-type!=fargate,kubernetes.io/os!=windows";
 /// How many Reports one page of a list has: each may have the 1.5 MiB of an object in etcd.
 const PAGE: u32 = 10;
 /// How many of the writes each time are kept for Reports to be deleted.

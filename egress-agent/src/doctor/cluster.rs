@@ -658,8 +658,8 @@ fn nodes(facts: &Facts, found: &mut Findings) {
             Severity::Warning,
             what,
             "the cluster only seems to audit",
-            "set EGRESS_NETWORK_POLICIES=off of the controller and delete what it has made: kubectl delete networkpolicies \
-             --all-namespaces --selector app.kubernetes.io/managed-by=egress-agent",
+            "set EGRESS_NETWORK_POLICIES=off of the controller, look whether all of these are its own, and delete them: kubectl get \
+             networkpolicies --all-namespaces --selector app.kubernetes.io/managed-by=egress-agent",
         );
     }
     let mut versions: Vec<&str> = summaries.values().map(|summary| summary.version.as_str()).collect();

@@ -53,6 +53,17 @@ pub(crate) fn linked(root: &Path, target: &str) -> Result<Vec<Crate>> {
     describe(&edges, &metadata, &checksums(&lock))
 }
 
+/// Returns where the sources of a crate of the workspace's lock file are, whichever package uses it.
+pub(crate) fn folder(root: &Path, name: &str) -> Result<PathBuf> {
+    let metadata = cargo(root, &["metadata", "--locked", "--format-version", "1"])?;
+    let metadata: Value = serde_json::from_str(&metadata).context("`cargo metadata` wrote no JSON")?;
+    let packages = metadata["packages"].as_array().context("`cargo metadata` lists no packages")?;
+    let found = packages.iter().find(|package| package["name"] == name);
+    let manifest = found.and_then(|package| package["manifest_path"].as_str());
+    let folder = manifest.and_then(|manifest| Path::new(manifest).parent());
+    folder.map(Path::to_owned).with_context(|| format!("`cargo metadata` does not know {name}"))
+}
+
 type Name = (String, String);
 
 fn cargo(root: &Path, arguments: &[&str]) -> Result<String> {

@@ -31,6 +31,8 @@ use crate::program::Architecture;
 
 /// What the plugin of kubectl is called.
 const PLUGIN: &str = "kubectl-egress";
+/// What the list of certificate authorities goes by.
+const AUTHORITIES: &str = "Mozilla's certificate authorities";
 /// The template of the plugin's manifest for krew.
 const KREW: &str = "deploy/krew/egress.yaml";
 /// Where a container's own documents are, without the leading slash.
@@ -109,16 +111,23 @@ fn pack(arguments: &Arguments) -> Result<()> {
     }
     let title = release.name.rsplit('/').next().expect("split yields at least one part");
     let out = &arguments.out;
-    // Only what this program itself leaves there is removed.
+    // Of what another run has left, all is removed and nothing else.
+    remove_results(out, title)?;
     files::replace_folder(&out.join("oci"))?;
     let mut layout = oci::Layout::create(&out.join("oci"))?;
     let mut sums = BTreeMap::new();
+    // What is in the image besides crates of the program.
+    let mut notices = arguments.notices.clone();
+    notices.push((
+        AUTHORITIES.to_owned(),
+        crates::folder(&arguments.root, "webpki-root-certs")?.join("LICENSE"),
+    ));
     let mut bills = Vec::new();
     for (architecture, path) in programs {
         let program = program::read(path, architecture)?;
         let linked = crates::linked(&arguments.root, architecture.target())?;
-        let bill = sbom::cyclonedx(&release, architecture, &linked, &program)?;
-        let third_party = third_party::text(&linked, &arguments.notices)?;
+        let bill = sbom::cyclonedx(&release, architecture, &linked, &notices, &program)?;
+        let third_party = third_party::text(&linked, &notices)?;
         let tree = root_folder(&arguments.root, &program, &bill, &third_party)?;
         if arguments.unpacked {
             let folder = out.join("rootfs").join(architecture.to_string());
@@ -155,6 +164,27 @@ fn pack(arguments: &Arguments) -> Result<()> {
     let file = out.join("SHA256SUMS");
     fs::write(&file, lines).with_context(|| format!("cannot write {}", file.display()))?;
     println!("{}:{} is {index}, in {}", release.name, release.version, out.display());
+    Ok(())
+}
+
+/// Removes what a run of this program has left in a folder.
+fn remove_results(out: &Path, title: &str) -> Result<()> {
+    let failed = || format!("cannot clear {}", out.display());
+    for entry in fs::read_dir(out).with_context(failed)? {
+        let entry = entry.with_context(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = |beginning: &str, endings: &[&str]| {
+            name.starts_with(beginning) && endings.iter().any(|ending| name.ends_with(ending))
+        };
+        if name == "rootfs" {
+            fs::remove_dir_all(entry.path()).with_context(failed)?;
+        } else if ["SHA256SUMS", "egress.yaml"].contains(&name.as_str())
+            || ours(&format!("{title}-"), &[".tar", ".cdx.json"])
+            || ours(&format!("{PLUGIN}_"), &[".tar.gz"])
+        {
+            fs::remove_file(entry.path()).with_context(failed)?;
+        }
+    }
     Ok(())
 }
 
@@ -198,8 +228,10 @@ fn krew(
             .with_context(|| format!("krew's manifest names {archive}, which was not made"))?;
         filled = filled.replace(&format!("@SHA256_{}@", architecture.to_string().to_uppercase()), sum);
     }
-    // What is left of the template would be an address that does not exist.
-    match filled.lines().find(|line| line.contains('@')) {
+    // What is left of the template would be an address that does not exist. What was filled in may have the sign, too.
+    let known = ["@VERSION@", "@BASE_URL@", "@SHA256_AMD64@", "@SHA256_ARM64@"];
+    let rest = known.iter().fold(template, |rest, placeholder| rest.replace(placeholder, ""));
+    match rest.lines().find(|line| line.contains('@')) {
         Some(line) => bail!("{KREW} has a placeholder that is not known: {}", line.trim()),
         None => Ok(filled),
     }
@@ -275,6 +307,7 @@ mod tests {
         sums.insert("kubectl-egress_1.2.3_linux_arm64.tar.gz".to_owned(), "bb".to_owned());
         let filled = krew(template, &release, "https://x/", &sums).expect("all is known");
         assert_eq!(filled, "v1.2.3 https://x/x aa bb\n");
+        assert!(krew(template, &release, "https://x@1/", &sums).is_ok(), "an address may have the sign");
         assert!(krew("@WHAT@", &release, "https://x", &sums).is_err());
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders up");
         let template = root_text(root, KREW).expect("it is there");
@@ -282,6 +315,28 @@ mod tests {
             krew(&template, &release, "https://x", &sums).expect("the template asks for nothing else");
         assert!(filled.starts_with("apiVersion: krew."), "{filled}");
         assert!(filled.contains("uri: \"https://x/kubectl-egress_1.2.3_linux_amd64.tar.gz\""), "{filled}");
+    }
+
+    #[test]
+    fn only_results_of_another_run_are_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let names = [
+            "SHA256SUMS",
+            "e-1.tar",
+            "e-1-linux-arm64.cdx.json",
+            "kubectl-egress_1_linux_amd64.tar.gz",
+            "mine",
+        ];
+        for name in names {
+            fs::write(folder.path().join(name), "").expect("written");
+        }
+        fs::create_dir_all(folder.path().join("rootfs").join("arm64")).expect("made");
+        remove_results(folder.path(), "e").expect("removed");
+        let left: Vec<_> = fs::read_dir(folder.path())
+            .expect("a folder")
+            .map(|entry| entry.expect("read").file_name())
+            .collect();
+        assert_eq!(left, ["mine"]);
     }
 
     #[test]

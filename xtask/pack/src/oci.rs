@@ -292,6 +292,8 @@ mod tests {
         ] {
             assert!(file.lines().any(|found| found == line), "no line is {line:?}");
         }
+        // A default would count more than the platform that a builder builds for.
+        assert!(!file.contains("TARGETARCH="), "the builder says which architecture it is");
         let labels = labels(&release()).expect("labels");
         for name in ["title", "description", "licenses"] {
             let name = format!("org.opencontainers.image.{name}");

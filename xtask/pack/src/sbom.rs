@@ -1,5 +1,7 @@
 //! Bills of materials in the format [CycloneDX 1.6](https://cyclonedx.org/docs/1.6/json/).
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
@@ -11,11 +13,13 @@ use crate::program::Architecture;
 /// The media type of such a bill.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.cyclonedx+json";
 
-/// Returns the bill of one program; `linked` begins with the program's own crate.
+/// Returns the bill of one program; `linked` begins with the program's own crate, `others` are what is in it or beside it and is no crate, such as
+/// `musl 1.2.5`.
 pub(crate) fn cyclonedx(
     release: &Release<'_>,
     architecture: Architecture,
     linked: &[Crate],
+    others: &[(String, PathBuf)],
     program: &[u8],
 ) -> Result<Vec<u8>> {
     let sum = files::sha256(program);
@@ -23,6 +27,19 @@ pub(crate) fn cyclonedx(
     let mut components: Vec<Value> = linked.iter().skip(1).map(component).collect();
     for value in &mut components {
         value["type"] = json!("library");
+    }
+    for (other, _) in others {
+        let (name, version) = match other.rsplit_once(' ') {
+            Some((name, version)) if version.starts_with(|first: char| first.is_ascii_digit()) => {
+                (name, Some(version))
+            }
+            _ => (other.as_str(), None),
+        };
+        let mut value = json!({ "type": "library", "bom-ref": format!("other:{other}"), "name": name });
+        if let Some(version) = version {
+            value["version"] = json!(version);
+        }
+        components.push(value);
     }
     let (own, _) = linked.split_first().context("cargo lists nothing")?;
     let mut itself = component(own);
@@ -101,8 +118,6 @@ pub(crate) fn time(seconds: u64) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     fn part(name: &str, licence: &str, uses: &[usize]) -> Crate {
@@ -123,15 +138,24 @@ mod tests {
         let release =
             Release { name: "r/egress-agent", version: "1.2.3", revision: "abc", created: 0, source: None };
         let linked = [part("egress-agent", "Apache-2.0", &[1]), part("a", "MIT/Apache-2.0", &[])];
-        let bytes = cyclonedx(&release, Architecture::Arm64, &linked, b"program").expect("it can be written");
-        assert_eq!(bytes, cyclonedx(&release, Architecture::Arm64, &linked, b"program").expect("again"));
+        let others = [("musl 1.2.5".to_owned(), PathBuf::new()), ("a list".to_owned(), PathBuf::new())];
+        let write = || {
+            cyclonedx(&release, Architecture::Arm64, &linked, &others, b"program").expect("it can be written")
+        };
+        let bytes = write();
+        assert_eq!(bytes, write());
         let bill: Value = serde_json::from_slice(&bytes).expect("it is JSON");
         assert_eq!(bill["metadata"]["timestamp"], "1970-01-01T00:00:00Z");
         let own = &bill["metadata"]["component"];
         assert_eq!((&own["version"], &own["type"]), (&json!("1.2.3"), &json!("application")));
         assert_eq!(own["hashes"][0]["content"], files::sha256(b"program"));
         assert_eq!(own["properties"][0]["value"], "linux/arm64");
-        assert_eq!(bill["components"].as_array().expect("a list").len(), 1);
+        assert_eq!(bill["components"].as_array().expect("a list").len(), 3);
+        assert_eq!(
+            (&bill["components"][1]["name"], &bill["components"][1]["version"]),
+            (&json!("musl"), &json!("1.2.5"))
+        );
+        assert_eq!(bill["components"][2]["name"], "a list");
         assert_eq!(bill["components"][0]["purl"], "pkg:cargo/a@1.0.0%2Bx");
         assert_eq!(bill["components"][0]["licenses"][0]["expression"], "MIT OR Apache-2.0");
         assert_eq!(bill["dependencies"][0]["dependsOn"], json!(["pkg:cargo/a@1.0.0%2Bx"]));

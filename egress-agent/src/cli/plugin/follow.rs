@@ -49,6 +49,8 @@ pub struct Plan<T> {
     pub read: fn(&str) -> Option<T>,
     /// Whether the command is run again where it ends, and how often new agents are looked for.
     pub follow: Option<Duration>,
+    /// How long the command takes before it says anything, besides the time it may take.
+    pub pause: Duration,
     /// How long a line may be, in bytes.
     pub longest: usize,
     /// How many lines a command may say.
@@ -199,7 +201,8 @@ impl<T> Agents<T> {
         let child = self.cluster.start(agent, &(self.plan.command)(later))?;
         self.count += 1;
         let name: Arc<str> = agent.node.as_str().into();
-        let (number, limit) = (self.count, self.plan.follow.is_none().then_some(self.cluster.timeout));
+        let (number, limit) =
+            (self.count, self.plan.follow.is_none().then_some(self.cluster.timeout + self.plan.pause));
         let listening = listen(child, Arc::clone(&name), number, self.say.clone(), self.plan.longest, limit);
         let task = Some(tokio::spawn(listening));
         let (pod, since) = (agent.pod.clone(), Instant::now());

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
+use jiff::{SignedDuration, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -76,7 +77,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("watching for SIGHUP")?;
-    let began = jiff::Timestamp::now().checked_sub(SKEW).context("the clock of this machine is wrong")?;
+    let began = Timestamp::now().checked_sub(SKEW).context("the clock of this machine is wrong")?;
     let began = began.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
     let (namespaces, pods) = arguments.which.pods();
     let whose = Whose { namespaces: namespaces.to_vec(), pods: pods.to_vec() };
@@ -96,6 +97,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         read: |line| serde_json::from_str::<Observation>(line).ok(),
         whose,
         follow: follow.then(|| Duration::from_secs(arguments.look_every)),
+        pause: Duration::ZERO,
         longest: LONGEST,
         most: if follow { usize::MAX } else { last },
         waiting: WAITING,
@@ -124,7 +126,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                         continue;
                     }
                     let line = shown.event(&event, Some(&node))?;
-                    merge.push(event.time, line, Instant::now());
+                    merge.push(sortable(event.time), line, Instant::now());
                     if !follow {
                         merge.keep_newest(last);
                     } else if merge.is_full() && !print(&merge.ready(Instant::now()).concat())? {
@@ -178,6 +180,17 @@ fn print(text: &str) -> io::Result<bool> {
     }
 }
 
+/// Returns the time of an event, or now if it is no time, or far ahead: a node whose clock is wrong must not decide how those of others
+/// are ordered.
+fn sortable(time: String) -> String {
+    const AHEAD: SignedDuration = SignedDuration::from_mins(1);
+    let now = Timestamp::now();
+    match time.parse::<Timestamp>() {
+        Ok(told) if told <= now + AHEAD => time,
+        _ => now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,5 +210,15 @@ mod tests {
             assert!(told.is_new(&here, &Observation { port: number, count, ..event.clone() }, true));
         }
         assert!(told.nodes.values().all(|known| known.len() <= Told::KNOWN));
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_orders_nothing() {
+        let good = "2026-11-22T03:52:45.225485Z";
+        assert_eq!(sortable(good.to_owned()), good);
+        for bad in ["9999-01-01T00:00:00.000000Z", "zzzz", ""] {
+            let taken = sortable(bad.to_owned());
+            assert!(taken.parse::<Timestamp>().expect("a time") <= Timestamp::now(), "{bad}: {taken}");
+        }
     }
 }

@@ -20,12 +20,17 @@ use super::{
     cluster::{Cluster, Whose},
     merge::{cut, plain},
 };
-use crate::{cli::COULD_NOT_RUN, observe::Message};
+use crate::{
+    cli::{COULD_NOT_RUN, recommend::LONGEST_LINE},
+    observe::Message,
+};
 
 /// The most that is taken from an agent, in bytes: several times what it remembers.
 const MOST: u64 = 16 << 20;
 /// How many lines of one agent's complaints are told.
 const COMPLAINTS: usize = 20;
+/// How many flows one may tell of: twice what an agent remembers.
+const MOST_FLOWS: usize = 8192;
 
 /// What to propose.
 #[derive(Debug, Args)]
@@ -76,10 +81,27 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 bail!("what this node saw is missing");
             }
             // One that says something else must not keep the others from being put together.
-            let strange = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-            let strange = strange.filter(|line| !matches!(serde_json::from_slice(line), Ok(message) if is_told(&message)));
-            match strange.count() {
-                0 => Ok(output.stdout),
+            let (mut flows, mut strange) = (0, 0);
+            for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                match serde_json::from_slice(line) {
+                    Ok(message) if is_told(&message) && (line.len() as u64) < LONGEST_LINE => {
+                        flows += usize::from(matches!(message, Message::Flow(_)));
+                    }
+                    _ => strange += 1,
+                }
+            }
+            match strange {
+                0 if flows > MOST_FLOWS => {
+                    bail!("{flows} flows are more than an agent remembers; what this node saw is missing")
+                }
+                0 => {
+                    let mut told = output.stdout;
+                    // The next agent begins on a line of its own.
+                    if told.last().is_some_and(|last| *last != b'\n') {
+                        told.push(b'\n');
+                    }
+                    Ok(told)
+                }
                 lines => bail!(
                     "{lines} lines are not what was asked for; is it another version? What this node saw is missing"
                 ),

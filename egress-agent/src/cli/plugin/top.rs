@@ -55,6 +55,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         read: Look::read,
         whose,
         follow: (!how.once).then_some(LOOK_EVERY),
+        // It looks twice, so far apart.
+        pause: how.interval,
         longest: LONGEST,
         most: if how.once { 1 } else { usize::MAX },
         waiting: WAITING,

@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How many objects one page of a list has.
 const PAGE: u32 = 500;
 /// Nodes that take no agent.
-const NO_AGENT: &str = "eks.amazonaws.com/compute-type!=fargate";
+const NO_AGENT: &str = "eks.amazonaws.com/compute-type!=fargate,kubernetes.io/os!=windows";
 
 /// What to ask.
 pub(super) struct Question<'a> {
